@@ -1,0 +1,163 @@
+"""Configuration: inheritance, one override grammar, every error in one line with its remedy, the difference gate."""
+
+import pytest
+
+from gptlib.config import (
+    ConfigError,
+    RunConfig,
+    diff,
+    dotted_keys,
+    fingerprint,
+    load_config,
+    parse_overrides,
+    project_root,
+    require_only,
+    with_changes,
+)
+from gptlib.yaml12 import parse_scalar, read_yaml
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_scalars_follow_yaml_1_2(tmp_path):
+    text = "a: 3e-4\nb: 010\nc: no\nd: null\ne: 1_000\nf: 2024-01-01\ng: true\nh: -2.5E+3\ni: '7'\n"
+    values, lines = read_yaml(write(tmp_path / "x.yaml", text))
+    assert values == {
+        "a": 0.0003, "b": 10, "c": "no", "d": None, "e": 1000, "f": "2024-01-01", "g": True, "h": -2500.0, "i": "7",
+    }  # fmt: skip
+    assert lines["f"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "line 2: key 'a' is given twice"),
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("- 1\n", "expected `key: value`"),
+        ("a: [1\n", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path, text, message):
+    path = write(tmp_path / "x.yaml", text)
+    with pytest.raises(ConfigError) as error:
+        read_yaml(path)
+    assert message in str(error.value) and "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_missing_file_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'smoke'"):
+        load_config("smke")
+
+
+def test_a_billion_laughs_are_refused(tmp_path):
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
+    with pytest.raises(ConfigError, match="aliases"):
+        read_yaml(write(tmp_path / "bomb.yaml", "\n".join(lines)))
+
+
+def test_inheritance_merges_sections_and_the_file_wins(tmp_path):
+    write(tmp_path / "below.yaml", "train: {steps: 7, batch_rows: 4}\nmodel: {num_layers: 3}\n")
+    path = write(tmp_path / "above.yaml", "base: below\ntrain: {steps: 9}\n")
+    config = load_config(path)
+    assert (config.train.steps, config.train.batch_rows, config.model.num_layers) == (9, 4, 3)
+    assert load_config(path, ["train.steps=11"]).train.steps == 11
+
+
+def test_circular_inheritance_is_refused(tmp_path):
+    write(tmp_path / "a.yaml", "base: b\n")
+    write(tmp_path / "b.yaml", "base: a\n")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_all_errors_at_once_with_file_line_and_suggestion(tmp_path):
+    path = write(tmp_path / "x.yaml", "train:\n  steps: 0\nmodel:\n  num_layer: 3\noptim:\n  muon: {lr: fast}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert any("line 2" in x and "train.steps=0" in x and "greater than or equal to 1" in x for x in lines)
+    assert any("line 4" in x and "did you mean 'model.num_layers'" in x for x in lines)
+    assert any("line 6" in x and "optim.muon.lr='fast'" in x for x in lines)
+
+
+@pytest.mark.parametrize("value", ["nan", ".nan", "inf", "-.inf"])
+def test_nan_and_inf_are_refused(value):
+    with pytest.raises(ConfigError):
+        load_config("smoke", [f"optim.muon.lr={value}"])
+
+
+def test_a_number_that_arrives_as_a_string_is_understood():
+    assert load_config("smoke", {"optim.muon.lr": "3e-4"}).optim.muon.lr == 3e-4
+    assert load_config("smoke", ["optim.muon.lr=3e-4"]).optim.muon.lr == 3e-4
+    assert parse_scalar("[1, 2e1]") == [1, 20.0]
+
+
+def test_overrides_refuse_unknown_keys_and_sections():
+    with pytest.raises(ConfigError, match="did you mean 'optim.muon.lr'"):
+        parse_overrides(["optim.mun.lr=1"])
+    with pytest.raises(ConfigError, match="unknown key 'optim.muon'"):
+        parse_overrides({"optim.muon": {"lr": 1}})
+    with pytest.raises(ConfigError, match="section.key=value"):
+        parse_overrides(["steps"])
+
+
+def test_every_misspelt_key_gets_the_right_suggestion():
+    keys = dotted_keys(RunConfig, leaves_only=True)
+    missed = []
+    for key in keys:
+        broken = key[:-2] + key[-1] if len(key.rsplit(".", 1)[1]) > 3 else key + "x"
+        with pytest.raises(ConfigError) as error:
+            parse_overrides({broken: 1})
+        if f"did you mean {key!r}" not in str(error.value):
+            missed.append(key)
+    assert len(missed) <= 0.05 * len(keys), missed
+
+
+def test_cross_field_rules():
+    with pytest.raises(ConfigError, match="not a multiple of num_heads"):
+        load_config("smoke", ["model.num_heads=3"])
+    with pytest.raises(ConfigError, match="not a multiple of hardware.ranks"):
+        load_config("smoke", ["hardware.ranks=3"])
+    with pytest.raises(ConfigError, match=r"needs data\.path"):
+        load_config("smoke", ["data.corpus=text"])
+
+
+def test_a_config_is_frozen_and_survives_json():
+    config = load_config("quickstart")
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 3
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_the_difference_gate():
+    base = load_config("smoke")
+    variant = with_changes(base, {"model.qk_norm": False})
+    assert diff(base, variant) == {"model.qk_norm": (True, False)}
+    require_only(base, variant, ["model.qk_norm"])
+    with pytest.raises(ConfigError, match=r"outside its declared change: train\.steps"):
+        require_only(base, with_changes(variant, {"train.steps": 99}), ["model.qk_norm"])
+    with pytest.raises(ConfigError, match="has no effect"):
+        require_only(base, base, ["model.qk_norm"])
+
+
+def test_fingerprints_depend_on_values_and_not_on_order():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_all_shipped_parameter_files_load():
+    root = project_root() / "params"
+    from gptlib.study.hypothesis import load_ablation, load_study
+
+    bases = [load_config(path) for path in (root / "base").glob("*.yaml")]
+    ablations = [load_ablation(path) for path in (root / "ablations").glob("*.yaml")]
+    studies = [load_study(path) for path in (root / "studies").glob("*.yaml")]
+    assert len(bases) >= 3 and len(ablations) >= 6 and len(studies) >= 2
+    for ablation, path in zip(ablations, (root / "ablations").glob("*.yaml"), strict=True):
+        assert ablation.variant == path.stem
+        variant = ablation.apply(load_config("quickstart"))
+        require_only(load_config("quickstart"), variant, ablation.change)
