@@ -1,0 +1,219 @@
+"""Datasets: a folder of token shards with its tokenizer and a manifest, made once and checked whenever it is opened.
+
+    outputs/data/<corpus>-<8 hex of what decides it>/
+        train_000000.bin ... val_000000.bin ...   token shards: eot before every document and at the shard's end
+        tokenizer.json  token_bytes.npy           the tokenizer, and how many bytes each id stands for
+        val_nll.npy                               stories: exact -ln p of each validation document, nats
+        manifest.json                             size and SHA-256 of every file, counts, source
+
+The folder is written under another name and renamed as the last act: where it exists, it is whole.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from gptlib.config import ConfigError, DataConfig, fingerprint
+from gptlib.data.corpora import Corpus, open_corpus, source_key
+from gptlib.data.shards import read_shard, sha256_file, write_shard
+from gptlib.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gptlib.records import RecordError, read_json, write_json
+
+SCHEMA_VERSION = 1
+SHARD_TOKENS = 100_000_000
+SPLITS = ("train", "val")
+REMEDY = "delete the folder and run again"
+
+
+def prepare_dataset(config: DataConfig, outputs: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder of the dataset that `config` describes, made if it is not there; one maker at a time.
+
+    Raises ConfigError, one line, where the corpus or the tokenizer cannot be had or `outputs` cannot be written.
+    """
+    decided_by: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "source": source_key(config)}
+    decided_by["tokenizer"] = [config.tokenizer, config.vocab_size if config.tokenizer == "bpe" else None]
+    home = outputs / "data"
+    folder = home / f"{config.corpus}-{fingerprint(decided_by)[:8]}"
+    if (folder / "manifest.json").exists():
+        return folder
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(home / f".{folder.name}.lock"):
+            if not (folder / "manifest.json").exists():
+                _make(folder, config, say)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another `outputs`"
+        ) from None
+    return folder
+
+
+def _make(folder: Path, config: DataConfig, say: Callable[[str], None]) -> None:
+    if folder.exists():
+        raise ConfigError(f"{folder}: has no manifest.json; {REMEDY}")
+    say(f"preparing {folder.name}: reading the corpus {config.corpus}")
+    corpus = open_corpus(config, folder.parent / "downloads")
+    say(f"building the {config.tokenizer} tokenizer")
+    tokenizer = build_tokenizer(config, corpus.train + corpus.val if config.tokenizer == "char" else corpus.train)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        manifest = _write_files(temporary, corpus, tokenizer, say)
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    say(f"{folder.name}: " + ", ".join(f"{manifest['splits'][s]['tokens']:,} {s} tokens" for s in SPLITS))
+
+
+def _write_files(folder: Path, corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything but the manifest, which is returned."""
+    splits = {}
+    for split, documents in (("train", corpus.train), ("val", corpus.val)):
+        say(f"encoding {len(documents):,} {split} documents")
+        splits[split] = _write_split(folder, split, documents, tokenizer)
+    tokenizer.save(folder / "tokenizer.json")
+    np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
+    if corpus.val_nll is not None:
+        np.save(folder / "val_nll.npy", corpus.val_nll)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(folder.iterdir())
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "hash": _content_hash(files, splits, tokenizer.hash, corpus.val_nll),
+        "source": corpus.source,
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash},
+        "splits": splits,
+        "files": files,
+    }
+
+
+def _write_split(folder: Path, split: str, documents: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    shards: list[str] = []
+    tokens = 0
+    for shard in _fill_shards(tokenizer.encode_batch(documents), tokenizer.eot):
+        shards.append(f"{split}_{len(shards):06d}.bin")
+        tokens += len(shard)
+        write_shard(folder / shards[-1], shard)
+    size = sum(len(text.encode()) for text in documents)
+    return {"documents": len(documents), "tokens": tokens, "bytes": size, "shards": shards}
+
+
+def _fill_shards(documents: Sequence[np.ndarray], eot: int) -> Iterator[np.ndarray]:
+    """Shards of whole documents, about SHARD_TOKENS each; a document longer than that gets a shard of its own."""
+    separator = np.array([eot], dtype=np.uint16)
+    parts: list[np.ndarray] = []
+    filled = 0
+    for tokens in documents:
+        if parts and filled + len(tokens) + 2 > SHARD_TOKENS:
+            yield np.concatenate([*parts, separator])
+            parts, filled = [], 0
+        parts += [separator, tokens]
+        filled += 1 + len(tokens)
+    yield np.concatenate([*parts, separator])
+
+
+def _content_hash(files: dict[str, Any], splits: dict[str, Any], tokenizer: str, val_nll: np.ndarray | None) -> str:
+    """Over tokens, tokenizer and -ln p alone; -ln p to 1e-6, since the last bit of a logarithm differs by machine."""
+    rounded = None if val_nll is None else np.rint(val_nll * 1e6).astype("<i8").tobytes()
+    return fingerprint(
+        {
+            "shards": {split: [files[name]["sha256"] for name in splits[split]["shards"]] for split in SPLITS},
+            "tokenizer": tokenizer,
+            "val_nll": rounded and hashlib.sha256(rounded).hexdigest(),
+        }
+    )
+
+
+# --- opening ----------------------------------------------------------------------------------------------------
+
+
+class Dataset:
+    """A prepared dataset.
+
+    path, manifest; hash: 16 hex over its content, the same on every machine; tokenizer, vocab_size, eot;
+    token_bytes (vocab_size,) int64; val_nll (validation documents,) float64 nats, or None where it is not known.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.hash: str = manifest["hash"]
+        self.tokenizer = tokenizer
+        self.vocab_size = tokenizer.vocab_size
+        self.eot = tokenizer.eot
+        self.token_bytes: np.ndarray = np.load(path / "token_bytes.npy", allow_pickle=False)
+        has_nll = "val_nll.npy" in manifest["files"]
+        self.val_nll: np.ndarray | None = np.load(path / "val_nll.npy", allow_pickle=False) if has_nll else None
+        self._shards = {split: [read_shard(path / n) for n in manifest["splits"][split]["shards"]] for split in SPLITS}
+
+    def tokens(self, split: str) -> list[np.ndarray]:
+        """One memory-mapped (n,) uint16 array per shard of `split`, "train" or "val"."""
+        return self._shards[split]
+
+    def documents(self, split: str) -> list[np.ndarray]:
+        """The tokens of every document of `split`, without the eot before it."""
+        pieces: list[np.ndarray] = []
+        for tokens in self._shards[split]:
+            starts = np.flatnonzero(tokens == self.eot)
+            pieces += [tokens[a + 1 : b] for a, b in itertools.pairwise(starts)]
+        return pieces
+
+    def floor(self) -> float | None:
+        """Entropy of the validation documents as it was realised, nats per token with the eot that ends each; or None.
+
+        No model has a lower loss on them but by luck.
+        """
+        if self.val_nll is None:
+            return None
+        return float(self.val_nll.sum() / (self.manifest["splits"]["val"]["tokens"] - len(self._shards["val"])))
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Open a prepared folder. Raises ValueError naming the file that is missing, truncated or altered, and a remedy."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        files, expected = manifest["files"], manifest["tokenizer"]["hash"]
+        names = [*manifest["splits"]["train"]["shards"], *manifest["splits"]["val"]["shards"]]
+        version = manifest["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path / 'manifest.json'}: missing or unreadable; {REMEDY}") from None
+    if version != SCHEMA_VERSION or not {*names, "tokenizer.json", "token_bytes.npy"} <= set(files):
+        raise ValueError(f"{path / 'manifest.json'}: of another version, or incomplete; {REMEDY}")
+    _verify(path, files)
+    tokenizer = load_tokenizer(path / "tokenizer.json")
+    if tokenizer.hash != expected:
+        raise ValueError(f"{path / 'tokenizer.json'}: not the tokenizer that the shards were written with; {REMEDY}")
+    return Dataset(path, manifest, tokenizer)
+
+
+def _verify(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Check size and SHA-256 of every file; one that was not touched since the last check is not read again."""
+    checked: dict[str, Any] = {}
+    with contextlib.suppress(RecordError):
+        checked = read_json(folder / "checked.json")
+    found = {}
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path}: missing; {REMEDY}")
+        status = path.stat()
+        if status.st_size != expected["bytes"]:
+            raise ValueError(f"{path}: truncated or altered: {status.st_size} of {expected['bytes']} bytes; {REMEDY}")
+        found[name] = [status.st_mtime_ns, expected["sha256"]]
+        if checked.get(name) != found[name] and sha256_file(path) != expected["sha256"]:
+            raise ValueError(f"{path}: altered: its SHA-256 is not that of the manifest; {REMEDY}")
+    if found != checked:
+        with contextlib.suppress(RecordError):  # a folder that is read-only is checked again each time
+            write_json(folder / "checked.json", found)
