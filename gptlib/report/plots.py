@@ -1,0 +1,262 @@
+"""Figures for notebooks, reports and papers: frames and plain values in, matplotlib Figures out, no pyplot state."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gptlib.config import RunConfig
+from gptlib.data.dataset import Dataset
+from gptlib.schedules import lr_multiplier
+from gptlib.stats.compare import Comparison
+
+# Okabe & Ito's palette, distinct under every common colour blindness; its yellow is too faint for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
+INK, GREY, LIGHT = "#222222", "#6B6B6B", "#E3E7EC"
+LINES = ("-", "--", "-.", ":")
+VERDICT_COLOURS = {"better": "#00704F", "worse": "#B84A00", "equivalent": "#0063A0", "undecided": GREY}
+# loss_curves shows the last two thirds of the run in at least a third of the height: earlier points may be cut.
+EARLY, ZOOM = 1 / 3, 3.0
+
+
+def loss_curves(
+    frame: pd.DataFrame,
+    floor: float | None = None,
+    x: Literal["step", "train_time_ms"] = "step",
+    title: str = "Validation loss",
+    figure: Figure | None = None,
+) -> Figure:
+    """Validation loss (nats/token) over training: a thin line per seed, a thick one for their mean.
+
+    `frame` columns: variant, seed, step, train_time_ms, val_loss, train_loss (NaN where not measured). The mean is
+    taken at steps that all seeds of a variant have reached; the training loss is drawn when there is one variant only.
+    `floor`: the entropy of the data, where known. Redraws into `figure` when given.
+    """
+    seconds, unit = _time_unit(frame["train_time_ms"]) if x == "train_time_ms" else (1.0, "")
+    figure, axes = _axes(title, (7.6, 4.2), figure)
+    axes.set_xlabel(f"training time ({unit})" if unit else "step")
+    axes.set_ylabel("loss (nats/token)")
+    frame = frame.assign(x=frame[x] / seconds)
+    scored = frame[np.isfinite(frame["val_loss"].astype(float))]
+    counts = frame.groupby("variant")["seed"].nunique()
+    styles, lowest = _styles(frame["variant"]), floor
+    if len(styles) == 1:
+        trained = _mean_curve(frame, "train_loss")
+        lowest = min(trained["train_loss"].min(), math.inf if floor is None else floor)
+        axes.plot(trained["x"], trained["train_loss"], color=GREY, lw=0.8, ls=":", label="training", zorder=1)
+    _draw_losses(axes, scored, styles, {} if counts.nunique() == 1 else dict(counts))
+    if floor is not None:
+        axes.axhline(floor, color=INK, lw=1, ls="--", label=f"entropy of the data, {floor:.4f}", zorder=1)
+    if _limit_losses(axes, scored, lowest) and len(styles) > 1:
+        _inset_end(axes, scored, styles)
+    seeds = f"mean of {counts.max()} seeds" if counts.nunique() == 1 else "mean over seeds"
+    _legend(figure, f"thick: {seeds}, thin: one seed" if counts.max() > 1 else None)
+    return figure
+
+
+def differences(comparisons: dict[str, Comparison], metric: str = "final validation loss, nats/token") -> Figure:
+    """Forest plot, best variant on top: difference to the baseline with its interval, verdict in words and colour.
+
+    The band is the margin declared beforehand, the brackets the minimum detectable effect (80 % power).
+    """
+    values = {name: math.inf if c.difference is None else c.difference for name, c in comparisons.items()}
+    ranked = sorted(comparisons.items(), key=lambda item: -values[item[0]])
+    figure, axes = _axes("Difference to the baseline", (8.6, 1.7 + 0.42 * max(1, len(ranked))), None)
+    axes.axvline(0, color=INK, lw=1, zorder=1)
+    axes.use_sticky_edges = False  # a margin band keeps white beside it
+    for y, (_, comparison) in enumerate(ranked):
+        _difference_row(axes, y, comparison)
+    low, high = axes.get_xlim()  # before the brackets: with two seeds they lie far outside
+    for y, (_, c) in enumerate(ranked):
+        if c.minimum_detectable is not None:
+            ends = [-c.minimum_detectable, c.minimum_detectable]
+            axes.plot(ends, [y, y], "|", color=GREY, ms=11, mew=1.3, zorder=2, label="minimum detectable effect")
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.5, max(1, len(ranked)) - 0.5)
+    axes.set_yticks(range(len(ranked)), [name for name, _ in ranked])
+    axes.grid(False, axis="y")
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlabel(f"{metric}: variant − baseline (left of zero is better)")
+    _legend(figure, None, below=True)
+    return figure
+
+
+def seed_losses(frame: pd.DataFrame) -> Figure:
+    """Final validation loss per seed (columns variant, seed, final_val_loss); a line joins the runs of one seed.
+
+    Parallel lines mean that pairing by seed pays. Runs without a finite loss are counted under the variant's name.
+    """
+    styles = _styles(frame["variant"])
+    table = frame.pivot_table(index="seed", columns="variant", values="final_val_loss", dropna=False)
+    table = table.reindex(columns=list(styles)).replace([np.inf, -np.inf], np.nan)
+    figure, axes = _axes("Final validation loss by seed", (max(4.5, 1.6 + 0.95 * len(styles)), 4.2), None)
+    for _, losses in table.iterrows():
+        axes.plot(range(len(styles)), losses, color=GREY, lw=0.8, alpha=0.6, zorder=1, label="one seed")
+    labels = []
+    for position, (variant, style) in enumerate(styles.items()):
+        losses, colour = table[variant].dropna(), style["color"]
+        axes.plot([position] * len(losses), losses, "o", color=colour, ms=6, mec="white", mew=0.8, zorder=3)
+        if len(losses):
+            ends = [position - 0.25, position + 0.25]
+            axes.plot(ends, [losses.mean()] * 2, color=colour, lw=2.2, zorder=2, label="mean" if not position else None)
+        lost = len(frame[frame["variant"] == variant]) - len(losses)
+        labels.append(f"{variant}\n({lost} without a loss)" if lost else variant)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.5, max(1, len(labels)) - 0.5)
+    if max(map(len, labels), default=0) > 9 or len(labels) > 6:
+        axes.tick_params(axis="x", labelrotation=30)
+        for tick in axes.get_xticklabels():
+            tick.set_horizontalalignment("right")
+            tick.set_rotation_mode("anchor")
+    axes.set_ylabel("final validation loss (nats/token)")
+    _legend(figure, None)
+    return figure
+
+
+def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
+    """Histogram of the validation documents' lengths in tokens, with the context."""
+    lengths = np.array([len(document) for document in dataset.documents("val")])
+    figure, axes = _axes("Length of the validation documents", (7.6, 3.2), None)
+    axes.hist(lengths, bins=min(40, max(5, len(lengths) // 8)), color=PALETTE[0])
+    axes.axvline(seq_len, color=INK, ls="--", label=f"context ({seq_len} tokens)")
+    axes.set(xlabel="length (tokens)", ylabel="documents", xlim=(0, None))
+    _legend(figure, None)
+    return figure
+
+
+def token_frequencies(dataset: Dataset) -> Figure:
+    """How often each token occurs in the training text, by rank, both logarithmic."""
+    counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in dataset.tokens("train"))
+    figure, axes = _axes("Token frequencies in the training text", (7.6, 3.2), None)
+    ranked = np.sort(np.asarray(counts))[::-1]
+    axes.loglog(np.arange(1, 1 + np.count_nonzero(ranked)), ranked[ranked > 0], color=PALETTE[0], lw=2)
+    axes.set(xlabel="rank", ylabel="occurrences")
+    return figure
+
+
+def schedule(config: RunConfig) -> Figure:
+    """Learning-rate multiplier over the steps of a run."""
+    steps = config.train.steps
+    progress = np.linspace(0, 1, 401)
+    figure, axes = _axes(f"Learning-rate schedule ({config.schedule.kind})", (6.4, 3.0), None)
+    axes.plot(progress * steps, [lr_multiplier(config.schedule, p) for p in progress], color=PALETTE[0], lw=2)
+    axes.set_xlim(0, steps)
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate / its peak")
+    return figure
+
+
+def _styles(variants: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line of each variant: baseline first and black, the others in order of appearance."""
+    names = list(dict.fromkeys(variants))
+    others = [name for name in names if name != "baseline"]
+    styles: dict[str, dict[str, Any]] = {"baseline": {"color": INK, "ls": "-"}} if "baseline" in names else {}
+    for i, name in enumerate(others):
+        styles[name] = {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i // len(PALETTE) % len(LINES)]}
+    return styles
+
+
+def _axes(title: str, size: tuple[float, float], figure: Figure | None) -> tuple[Figure, Axes]:
+    figure = figure or Figure(figsize=size, layout="constrained", facecolor="white")
+    figure.clear()
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color=LIGHT, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+    return figure, axes
+
+
+def _legend(figure: Figure, title: str | None, below: bool = False) -> None:
+    """One entry per label, outside the data."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    if entries:
+        legend = figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center" if below else "outside right upper",
+            ncols=len(entries) if below else 1,
+            title=title,
+            alignment="left",
+            frameon=False,
+            fontsize=9,
+        )
+        legend.get_title().set(fontsize=8, color=GREY)
+
+
+def _mean_curve(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean over seeds of x and `column`, at the steps that every seed has."""
+    rows = rows.dropna(subset=[column])
+    steps = rows.groupby("step")[["x", column]].mean()
+    return steps[rows.groupby("step")["seed"].nunique() == rows["seed"].nunique()]
+
+
+def _difference_row(axes: Axes, y: int, c: Comparison) -> None:
+    """Margin, interval, estimate, and beside the axes its number and the verdict."""
+    colour = VERDICT_COLOURS[c.verdict.split()[0]]
+    if c.margin:
+        axes.barh(y, 2 * c.margin, left=-c.margin, height=1, color=LIGHT, zorder=0, label="declared margin")
+    if c.low is not None and c.high is not None:
+        axes.plot([c.low, c.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
+        axes.plot([], [], color=GREY, lw=2.2, label=f"{100 * (1 - c.alpha):g} % interval")
+    size = "no finished runs"
+    if c.difference is not None:
+        axes.plot(c.difference, y, "o", color=colour, ms=6.5, mec="white", mew=0.8, zorder=4)
+        size = f"{c.difference:+.4f}" + ("" if c.percent is None else f" ({c.percent:+.2f} %)")
+    style: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+    axes.annotate(size.replace("-", "−"), (1, y), (12, 0), color=INK, fontsize=9, **style)
+    axes.annotate(c.verdict, (1, y), (118, 0), color=colour, fontsize=9, weight="bold", **style)
+
+
+def _draw_losses(axes: Axes, scored: pd.DataFrame, styles: dict[str, dict[str, Any]], counts: dict[str, int]) -> None:
+    """Thin lines for the seeds, a thick one for their mean; `counts` are added to the labels where they differ."""
+    for variant, style in styles.items():
+        rows = scored[scored["variant"] == variant]
+        for _, run in rows.groupby("seed"):
+            marker = "o" if len(run) == 1 else ""  # the first evaluation of a live run makes no line yet
+            axes.plot(run["x"], run["val_loss"], lw=0.7, alpha=0.5, marker=marker, ms=4, zorder=2, **style)
+        mean, label = _mean_curve(rows, "val_loss"), variant
+        if variant in counts:
+            label += f" ({counts[variant]} seed{'' if counts[variant] == 1 else 's'})"
+        axes.plot(mean["x"], mean["val_loss"], lw=2, label=label, zorder=3, **style)
+
+
+def _time_unit(milliseconds: pd.Series) -> tuple[float, str]:
+    longest = milliseconds.max()
+    return (1e3, "s") if not longest > 6e5 else (6e4, "min") if longest < 1.08e7 else (3.6e6, "h")
+
+
+def _limit_losses(axes: Axes, scored: pd.DataFrame, lowest: float | None) -> bool:
+    """Let the interesting end be seen, and say so where that cuts values off; True if the upper right stays empty."""
+    if scored.empty:
+        axes.set_title("no evaluation yet", loc="right", fontsize=8, color=GREY)
+        return False
+    late = scored.loc[scored["x"] >= EARLY * scored["x"].max(), "val_loss"]
+    bottom = min(scored["val_loss"].min(), math.inf if lowest is None else lowest)
+    span, highest = late.quantile(0.95) - bottom, scored["val_loss"].max()  # a diverged run must not set the scale
+    top = highest if span <= 0 else min(highest, bottom + ZOOM * span)
+    pad = 0.05 * (top - bottom) or 0.01
+    axes.set_ylim(bottom - pad, top + pad)
+    if top < highest:
+        axes.set_title(f"axis cut at {top:.2f}, highest value {highest:.2f}", loc="right", fontsize=8, color=GREY)
+    return bool(late.max() - bottom < 0.42 * (top - bottom))
+
+
+def _inset_end(axes: Axes, scored: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    """The last quarter of the run enlarged, in the empty upper right, where the variants can be told apart."""
+    end = scored[scored["x"] >= 0.75 * scored["x"].max()]
+    if end.groupby(["variant", "seed"]).size().min() < 2:
+        return
+    inset = axes.inset_axes((0.47, 0.5, 0.52, 0.45))
+    _draw_losses(inset, end, styles, {})
+    inset.set_title("last quarter", loc="left", fontsize=8, color=GREY, pad=2)
+    inset.tick_params(labelsize=7, length=2)
+    inset.grid(True, color=LIGHT, lw=0.5)
+    inset.margins(0.02, 0.05)

@@ -1,0 +1,199 @@
+"""Tables for people: numbers as text with units and constant digits; what is missing is an en dash."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from gptlib.data.dataset import Dataset
+from gptlib.stats.compare import Comparison, holm
+from gptlib.study.hypothesis import Ablation
+
+MISSING = "–"
+# Row, key, format, and the relative tolerance within which the two experiments count as matched.
+MATCHED_ROWS = (
+    ("parameters", "total", "{:,.0f}", 0.005),
+    ("non-embedding parameters", "non_embedding", "{:,.0f}", 0.005),
+    ("FLOPs/token", "flops_per_token", "{:.4g}", 0.01),
+    ("total FLOPs", "total_flops", "{:.4g}", 0.01),
+    ("tokens", "tokens", "{:,.0f}", 0.0),
+    ("steps", "steps", "{:,.0f}", 0.0),
+    ("time (s)", "time_seconds", "{:.1f}", 0.02),
+)
+
+
+def comparison_table(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
+    """One row per variant: difference to the baseline with its interval, p-values, detectable effect, verdict.
+
+    With several variants, `p (Holm)` is corrected for asking several questions of one baseline.
+    """
+    tested = [name for name, c in comparisons.items() if c.p_value is not None]
+    adjusted = dict(zip(tested, holm([comparisons[name].p_value or 0.0 for name in tested]), strict=True))
+    rows = [
+        {
+            "variant": name,
+            "difference": plus_minus(c.difference, half_width(c.low, c.high), sign=True),
+            "interval": f"{100 * (1 - c.alpha):g} %",
+            "percent": number(c.percent, "{:+.2f} %"),
+            "p": number(c.p_value, "{:.2g}"),
+            **({"p (Holm)": number(adjusted.get(name), "{:.2g}")} if len(comparisons) > 1 else {}),
+            "margin": number(c.margin or None, "{:g}"),
+            "p (equivalence)": number(c.p_equivalence, "{:.2g}"),
+            "detectable": number(c.minimum_detectable),
+            "runs": f"{c.n_baseline} vs {c.n_variant}",
+            "test": c.test,
+            "noise cut by pairing": number(c.variance_reduction, "{:.1f}x"),
+            "verdict": c.verdict,
+        }
+        for name, c in comparisons.items()
+    ]
+    return _indexed(rows, "variant")
+
+
+def matched_table(baseline: Mapping[str, Any], variant: Mapping[str, Any]) -> pd.DataFrame:
+    """What the two experiments have in common and what was left free.
+
+    Both mappings hold `total, non_embedding, flops_per_token, tokens, steps` (the accounting of a summary) and
+    `time_seconds`. Matched: within 0.5 % for parameters, 1 % for FLOPs, 2 % for time, exactly for tokens and steps.
+    """
+    rows = []
+    for row, key, form, tolerance in MATCHED_ROWS:
+        old, new = (_quantity(side, key) for side in (baseline, variant))
+        ratio = new / old if old and new is not None else None
+        fit = MISSING if ratio is None else "matched" if abs(ratio - 1) <= tolerance else "free"
+        rows.append(
+            {
+                "quantity": row,
+                "baseline": number(old, form),
+                "variant": number(new, form),
+                "ratio": number(ratio),
+                "fit": fit,
+            }
+        )
+    return _indexed(rows, "quantity")
+
+
+def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per experiment, from the contents of summary.json files; mean over seeds ± half the interval."""
+    rows = [
+        {
+            "experiment": lookup(s, "experiment_name") or MISSING,
+            "status": lookup(s, "status") or MISSING,
+            "runs": runs_text(s),
+            "val loss (nats/token)": mean_text(lookup(s, "statistics", "val_loss")),
+            "excess": mean_text(lookup(s, "statistics", "excess")),
+            "bits/byte": number(lookup(s, "statistics", "bits_per_byte", "mean")),
+            "time (s)": number(lookup(s, "statistics", "time", "mean"), "{:.1f}"),
+            "tokens/s": number(lookup(s, "tokens_per_second"), "{:,.0f}"),
+            "verdict": lookup(s, "comparison", "verdict") or MISSING,
+        }
+        for s in summaries
+    ]
+    return _indexed(rows, "experiment")
+
+
+def accounting_table(values: Mapping[str, Any]) -> pd.DataFrame:
+    """Parameters, FLOPs and tokens of one run, as matched_table names them."""
+    rows = [
+        {"quantity": row, "of one run": number(_quantity(values, key), form)}
+        for row, key, form, _ in MATCHED_ROWS
+        if key != "time_seconds"
+    ]
+    return _indexed(rows, "quantity")
+
+
+def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per experiment: what a run of it costs."""
+    rows = [
+        {"experiment": name} | {row: number(_quantity(values, key), form) for row, key, form, _ in MATCHED_ROWS}
+        for name, values in costs.items()
+    ]
+    return _indexed(rows, "experiment")
+
+
+def difference_table(difference: Mapping[str, tuple[Any, Any]]) -> pd.DataFrame:
+    """The keys in which a variant's configuration differs from the baseline's."""
+    rows = [{"key": key, "baseline": str(old), "variant": str(new)} for key, (old, new) in difference.items()]
+    return _indexed(rows, "key")
+
+
+def dataset_table(dataset: Dataset) -> pd.DataFrame:
+    """Documents, tokens and bytes of each split."""
+    rows = [
+        {
+            "split": split,
+            "documents": number(counts["documents"], "{:,.0f}"),
+            "tokens": number(counts["tokens"], "{:,.0f}"),
+            "bytes": number(counts["bytes"], "{:,.0f}"),
+            "bytes/token": number(counts["bytes"] / counts["tokens"], "{:.2f}"),
+        }
+        for split, counts in dataset.manifest["splits"].items()
+    ]
+    return _indexed(rows, "split")
+
+
+def expectation_table(answers: Iterable[tuple[Ablation, Comparison]]) -> pd.DataFrame:
+    """What was expected of each ablation before it ran, and what came."""
+    rows = [
+        {
+            "variant": ablation.variant,
+            "expected": "{}, {:g} to {:g} %".format(ablation.expect.direction, *ablation.expect.percent),
+            "found": number(c.percent, "{:+.2f} %"),
+            "verdict": c.verdict,
+            "expectation": MISSING if c.percent is None else "met" if ablation.expect.met(c.percent) else "not met",
+        }
+        for ablation, c in answers
+    ]
+    return _indexed(rows, "variant")
+
+
+def number(value: Any, form: str = "{:.4f}") -> str:
+    """`value` formatted, or an en dash where it is no finite number."""
+    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return form.format(value) if real else MISSING
+
+
+def plus_minus(mean: Any, half: Any, sign: bool = False) -> str:
+    """`2.2134 ± 0.0051`; without the interval where there is none."""
+    text = number(mean, "{:+.4f}" if sign else "{:.4f}")
+    return text if MISSING in (text, number(half)) else f"{text} ± {number(half)}"
+
+
+def mean_text(statistics: Any) -> str:
+    """Mean ± half the width of the interval, from the statistics {"mean", "ci_95": [low, high]} of a summary."""
+    return plus_minus(lookup(statistics, "mean"), half_width(*(lookup(statistics, "ci_95") or (None, None))))
+
+
+def half_width(low: float | None, high: float | None) -> float | None:
+    """Half the width of an interval, where there is one."""
+    return None if low is None or high is None else (high - low) / 2
+
+
+def runs_text(summary: Mapping[str, Any]) -> str:
+    """`3`, or `2 of 3 (1 diverged)`: how many runs there are and what became of the others."""
+    total, good = (lookup(summary, "statistics", key) for key in ("n_runs", "successful_runs"))
+    lost = [(lookup(summary, "statistics", f"{kind}_runs"), kind) for kind in ("diverged", "failed")]
+    why = ", ".join(f"{count} {kind}" for count, kind in lost if count)
+    if good == total:
+        return number(total, "{:.0f}")
+    return f"{number(good, '{:.0f}')} of {number(total, '{:.0f}')}" + (f" ({why})" if why else "")
+
+
+def lookup(mapping: Any, *keys: str) -> Any:
+    """The value under nested `keys`, or None where one is missing or not a mapping."""
+    for key in keys:
+        mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return mapping
+
+
+def _quantity(side: Mapping[str, Any], key: str) -> float | None:
+    if key == "total_flops":
+        parts = [side.get(part) for part in ("flops_per_token", "tokens")]
+        return None if None in parts else float(math.prod(part for part in parts if part is not None))
+    value = side.get(key)
+    return None if value is None else float(value)
+
+
+def _indexed(rows: list[dict[str, str]], index: str) -> pd.DataFrame:
+    return pd.DataFrame(rows).set_index(index) if rows else pd.DataFrame()
