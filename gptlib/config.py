@@ -84,7 +84,7 @@ class ModelConfig(Section):
 
 
 class MuonConfig(Section):
-    lr: float = Field(0.02, gt=0)
+    lr: float = Field(0.04, gt=0)
     momentum: float = Field(0.95, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(0.0, ge=0)
@@ -99,9 +99,9 @@ class MuonConfig(Section):
 
 
 class AdamWConfig(Section):
-    matrix_lr: float = Field(0.003, gt=0)  # block matrices, only where optim.matrices is adamw
-    embed_lr: float = Field(0.01, gt=0)  # token and value embeddings
-    head_lr: float = Field(0.003, gt=0)
+    matrix_lr: float = Field(0.006, gt=0)  # block matrices, only where optim.matrices is adamw
+    embed_lr: float = Field(0.3, gt=0)  # token and value embeddings
+    head_lr: float = Field(0.02, gt=0)
     scalar_lr: float = Field(0.01, gt=0)  # gates and other vectors
     betas: tuple[float, float] = (0.8, 0.95)
     eps: float = Field(1e-10, gt=0)

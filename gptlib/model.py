@@ -13,7 +13,9 @@ from gptlib.config import ModelConfig
 from gptlib.layers import ACTIVATIONS, attention, rms_norm, rotary_tables, rotate, softcap
 from gptlib.streams import stream_seed
 
-QK_NORM_SCALE = 0.12  # softmax scale with QK-norm, from modded-nanogpt
+# With QK-norm, the largest attention logit: modded-nanogpt scales by 0.12 at a head size of 128. A scale fixed at 0.12
+# would leave small heads unable to attend sharply.
+QK_NORM_PEAK = 0.12 * 128
 VALUE_GATE_DIMS = 12  # leading residual dims that the value gate reads, from nanochat
 
 RotaryTables = tuple[Tensor, Tensor] | None
@@ -63,7 +65,7 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # b h t k
         if tables is not None:
             q, k = rotate(q, tables), rotate(k, tables)
-        y_bhtk = attention(q, k, v, causal=True, scale=QK_NORM_SCALE if self.qk_norm else None)
+        y_bhtk = attention(q, k, v, causal=True, scale=QK_NORM_PEAK / self.head_dim if self.qk_norm else None)
         return self.o(y_bhtk.transpose(1, 2).flatten(-2))
 
 

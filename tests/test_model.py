@@ -70,7 +70,9 @@ def reference_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
                     gate = 2 / (1 + (-(y[:, :12] @ w[f"{p}.value_embed.gate.weight"][h])).exp())
                     v = v + gate[:, None] * w[f"{p}.value_embed.table.weight"][row][:, part]
                 q, k = turn(norm(q)), turn(norm(k))
-                steps = [(0.12 * q[t] @ k[: t + 1].T).softmax(-1) @ v[: t + 1] for t in range(len(row))]
+                steps = [
+                    (0.12 * 128 / q.shape[-1] * q[t] @ k[: t + 1].T).softmax(-1) @ v[: t + 1] for t in range(len(row))
+                ]
                 outputs.append(torch.stack(steps))
             x = x + torch.cat(outputs, -1) @ w[f"{p}.o.weight"].T
             x = x + (norm(x) @ w[f"blocks.{i}.mlp.up.weight"].T).relu().pow(2) @ w[f"blocks.{i}.mlp.down.weight"].T

@@ -63,7 +63,7 @@ def problems(text: str) -> Iterator[str]:
 def cell_problems(cell: NotebookNode) -> Iterator[str]:
     outputs = cell.get("outputs", [])
     lines = [line for line in cell.source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if cell.cell_type == "code" and len(lines) > MAX_CODE_LINES:
+    if cell.cell_type == "code" and "parameters" not in tags(cell) and len(lines) > MAX_CODE_LINES:
         yield f"{len(lines)} lines of code; over {MAX_CODE_LINES} they belong in the package"
     if "nbval-check-output" in tags(cell) and not outputs:
         yield "is tagged nbval-check-output but has no stored output"

@@ -138,10 +138,10 @@ def expectation_table(answers: Iterable[tuple[Ablation, Comparison]]) -> pd.Data
     rows = [
         {
             "variant": ablation.variant,
-            "expected": "{}, {:g} to {:g} %".format(ablation.expect.direction, *ablation.expect.percent),
+            "expected": ablation.expect.text(),
             "found": number(c.percent, "{:+.2f} %"),
             "verdict": c.verdict,
-            "expectation": MISSING if c.percent is None else "met" if ablation.expect.met(c.percent) else "not met",
+            "expectation": ablation.expect.outcome(c.verdict, c.percent),
         }
         for ablation, c in answers
     ]

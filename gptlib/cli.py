@@ -1,0 +1,89 @@
+"""The `gptlib` command: studies, single runs, data, reports and samples from a shell."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptlib.config import load_config, project_root
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="override, e.g. optim.muon.lr=3e-4; repeatable")]
+Outputs = Annotated[Path | None, typer.Option(help="folder of all records (default: outputs/ of the checkout)")]
+
+
+def _outputs(folder: Path | None) -> Path:
+    return (folder or project_root() / "outputs").resolve()
+
+
+@app.command()
+def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or a file")], set: Set = None,
+          outputs: Outputs = None) -> None:  # fmt: skip
+    """Run what is missing of a study through the notebooks; prints the path of its report."""
+    from gptlib.study.runner import run_study
+
+    print(f"report: {run_study(name, _outputs(outputs), tuple(set or ()))}")
+
+
+@app.command()
+def data(base: Annotated[str, typer.Argument(help="a name in params/base, or a file")], set: Set = None,
+         outputs: Outputs = None) -> None:  # fmt: skip
+    """Prepare the dataset of a configuration; prints its folder."""
+    from gptlib.data.dataset import prepare_dataset
+
+    print(prepare_dataset(load_config(base, set or ()).data, _outputs(outputs), print))
+
+
+@app.command()
+def train(base: Annotated[str, typer.Argument(help="a name in params/base, or a file")], set: Set = None,
+          seeds: Annotated[str, typer.Option(help="comma-separated")] = "42", study: str = "adhoc", stage: str = "full",
+          outputs: Outputs = None) -> None:  # fmt: skip
+    """Train a configuration with several seeds, without a notebook; prints the summary."""
+    from gptlib.notebook import finish
+    from gptlib.study.experiment import execute, plan_experiment
+
+    numbers = [int(seed) for seed in seeds.split(",")]
+    plan = plan_experiment(_outputs(outputs), study, stage, load_config(base, set or ()), numbers, None, print)
+    experiment = execute(plan)
+    finish(experiment)
+    print(experiment.describe())
+    print(f"record: {plan.folder}")
+
+
+@app.command()
+def sample(run: Annotated[Path, typer.Argument(help="a run folder: outputs/<study>/<stage>/<variant>/runs/<run>")],
+           prompt: str = "", tokens: int = 100, seed: int = 0, temperature: float = 0.8) -> None:  # fmt: skip
+    """Let the model of a finished run write on from a prompt."""
+    from gptlib.evaluate import sample_from_run
+
+    print(sample_from_run(run, prompt, tokens, seed, temperature))
+
+
+@app.command()
+def report(outputs: Outputs = None) -> None:
+    """Write outputs/index.html anew from the records; prints its path."""
+    from gptlib.report.html import write_index
+
+    print(write_index(_outputs(outputs)))
+
+
+def main() -> None:
+    """The console script: bad input ends with one line and status 2, unfinished work with status 1."""
+    from gptlib.study.runner import StudyError
+
+    try:
+        app()
+    except ValueError as error:  # bad input: configuration, records, data
+        print(f"gptlib: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except StudyError as error:
+        print(f"gptlib: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit("gptlib: interrupted; run again to finish what is missing") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""What a notebook needs: its parameters checked, experiments run with a live picture, figures shown and kept.
+
+The parameter classes here hold the same names and defaults as the `parameters` cells of the notebooks (a test keeps
+them equal): the smoke run, seconds long, in a temporary folder.
+"""
+
+import ast
+import atexit
+import io
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import PIL.Image
+from IPython.display import HTML, Image, Markdown, display
+from matplotlib.figure import Figure
+from pydantic import field_validator
+
+from gptlib.config import ConfigError, RunConfig, Section, load_config, project_root, validate
+from gptlib.report import plots
+from gptlib.stats.compare import Comparison
+from gptlib.study.experiment import Experiment, Plan, execute, judge, metrics_frame, plan_experiment, summarise
+from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds, load_ablation
+from gptlib.yaml12 import suggestion
+
+PICTURE_DPI = 80
+MIN_REDRAW_SECONDS = 1.0
+MAX_REDRAW_SHARE = 0.03  # of the time; drawing competes with training for the same cores
+
+
+# --- parameters -------------------------------------------------------------------------------------------------
+
+
+class Parameters(Section):
+    """What every notebook takes. Training numbers come only from `base` and `overrides`."""
+
+    base: str = "smoke"
+    overrides: dict[str, Any] = {}
+    outputs: str = ""
+
+    @property
+    def config(self) -> RunConfig:
+        return load_config(self.base, self.overrides)
+
+
+class RunParameters(Parameters):
+    seeds: list[int] = [42, 43]
+    study: str = "adhoc"
+    stage: str = "full"
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_distinct(cls, seeds: list[int]) -> list[int]:
+        return distinct_seeds(seeds)
+
+    def plan(self, ablation: Ablation | None = None) -> Plan:
+        """The baseline's plan, or the plan of an ablation of it; prepares the dataset if it is missing."""
+        return plan_experiment(Path(self.outputs), self.study, self.stage, self.config, self.seeds, ablation, print)
+
+
+class DataParameters(Parameters):
+    """00_data."""
+
+
+class BaselineParameters(RunParameters):
+    """10_baseline."""
+
+
+class AblationParameters(RunParameters, Ablation):
+    """20_ablations: an ablation file is a set of these."""
+
+    variant: str = "no_qk_norm"
+    hypothesis: str = "Without QK-norm the final validation loss is higher at the same number of steps."
+    independent_variable: str = "model.qk_norm"
+    change: dict[str, Any] = {"model.qk_norm": False}
+    why: str = "QK-norm adds no parameters and hardly any time, so equal steps is equal everything."
+    expect: Expectation = Expectation(direction="worse", percent=(0.0, 5.0))
+    analysis: Analysis = Analysis(test="paired", alpha=0.05, margin=0.01)
+    source: str = "Henry et al. 2020, arXiv 2010.04245"
+
+    def ablation(self) -> Ablation:
+        return Ablation(**{name: getattr(self, name) for name in Ablation.model_fields})
+
+
+class AnalysisParameters(RunParameters):
+    """90_analysis: the ablations to analyse, and those of the study that have no finished record."""
+
+    ablations: list[str] = ["no_qk_norm", "gelu"]
+    missing: list[str] = []
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+def check_parameters(kind: type[P], namespace: Mapping[str, Any]) -> P:
+    """Validate what arrived in the notebook's namespace: call it right after the parameters cell with `globals()`.
+
+    papermill only warns about a parameter the notebook does not have, and then runs the baseline under another
+    name; here it is an error with the nearest name. Returns the parameters with `outputs` made absolute: empty means
+    outputs/ of the checkout, but a temporary folder for the smoke run that nobody touched. Raises ConfigError with
+    every problem at once.
+    """
+    fields, cells = list(kind.model_fields), list(namespace.get("In", []))
+    problems = [
+        f"parameters: unknown parameter {name!r}{suggestion(name, fields)}"
+        for name in _assigned_names(cells)
+        if name not in fields
+    ]
+    try:
+        parameters = validate(kind, {n: namespace[n] for n in fields if n in namespace}, "parameters")
+        _ = parameters.config
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    untouched = parameters == kind() and not any(cell.startswith("# Parameters") for cell in cells)  # papermill's mark
+    outputs = _temporary_folder() if untouched else project_root() / (parameters.outputs or "outputs")
+    return parameters.model_copy(update={"outputs": str(outputs)})
+
+
+def _assigned_names(cells: list[str]) -> list[str]:
+    """Names assigned by the executed cells that hold nothing but `name = literal`: parameter cells, also injected."""
+    names: list[str] = []
+    for source in cells:
+        try:
+            statements = ast.parse(source).body
+            for statement in statements:
+                assert isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
+                ast.literal_eval(statement.value)
+        except (SyntaxError, ValueError, AssertionError):
+            continue
+        for statement in statements:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]  # type: ignore[attr-defined]
+            names += [t.id for t in targets if isinstance(t, ast.Name) and t.id not in names]
+    return names
+
+
+def _temporary_folder() -> Path:
+    global _temporary
+    if _temporary is None:
+        _temporary = tempfile.TemporaryDirectory(prefix="gptlib-smoke-", ignore_cleanup_errors=True)
+        atexit.register(_temporary.cleanup)
+    return Path(_temporary.name)
+
+
+_temporary: tempfile.TemporaryDirectory[str] | None = None  # one per kernel, gone with it
+
+
+# --- running with a live picture --------------------------------------------------------------------------------
+
+
+class LiveCurves:
+    """The loss curves of running plans, redrawn in place, and one status line."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._total = plan.config.train.steps * len(plan.seeds)
+        self._start = self._next = time.monotonic()
+        self._figure = Figure(figsize=(7, 3.6), layout="constrained")
+        self._status = display(HTML("starting …"), display_id=True)
+        self._picture = display(_png(self._draw(metrics_frame(plan))), display_id=True)
+        self._before = self._done(metrics_frame(plan))
+
+    def _draw(self, frame: pd.DataFrame) -> Figure:
+        title = f"{self._plan.variant}: validation loss while training"
+        return plots.loss_curves(frame, title=title, figure=self._figure)
+
+    @staticmethod
+    def _done(frame: pd.DataFrame) -> int:
+        return int(frame.groupby("run_id")["step"].max().sum()) if len(frame) else 0
+
+    def update(self, last: bool = False) -> None:
+        """Redraw if it is time to; never more than a small share of the time."""
+        now = time.monotonic()
+        if now < self._next and not last:
+            return
+        frame = metrics_frame(self._plan)
+        self._status.update(HTML(self._status_line(frame, now - self._start)))
+        self._picture.update(_png(self._draw(frame)))
+        spent = time.monotonic() - now
+        self._next = now + max(MIN_REDRAW_SECONDS, spent / MAX_REDRAW_SHARE)
+
+    def _status_line(self, frame: pd.DataFrame, elapsed: float) -> str:
+        done = self._done(frame)
+        rate = (done - self._before) / elapsed if elapsed > 0 else 0.0
+        bar = f'<progress value="{done}" max="{self._total}"></progress>'
+        parts = [f"{bar} {done}/{self._total} steps of {len(self._plan.seeds)} runs"]
+        parts.append(f"{rate * self._plan.config.tokens_per_step:,.0f} tokens/s")
+        if rate > 0 and done < self._total:
+            parts.append(f"about {_clock((self._total - done) / rate)} left")
+        return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def run(plan: Plan, wait: bool = False) -> Experiment:
+    """Execute a plan with a live picture; a finished record of the same numbers is reused.
+
+    `wait` waits for another process that works on the same experiment, which is otherwise refused (RecordError).
+    """
+    if plan.is_complete():
+        display(HTML(f"{plan.variant}: a finished record with the same fingerprint is reused"))
+        return Experiment(plan)
+    live = LiveCurves(plan)
+    experiment = execute(plan, live.update, wait)
+    live.update(last=True)
+    return experiment
+
+
+def baseline_of(parameters: RunParameters) -> Experiment:
+    """The baseline of the same study and stage: reused by its fingerprint, or else trained now.
+
+    Another notebook that is training it is waited for.
+    """
+    plan = parameters.plan()
+    if not plan.is_complete():
+        finish(run(plan, wait=True))
+    return Experiment(plan)
+
+
+def ablation_of(parameters: RunParameters, name: str, baseline: Experiment) -> tuple[Experiment, Comparison]:
+    """An ablation file's experiment beside its baseline, reused or else run now, and its comparison."""
+    ablation = load_ablation(name)
+    plan = parameters.plan(ablation)
+    complete = plan.is_complete()
+    experiment = Experiment(plan) if complete else run(plan)
+    comparison = judge(baseline, experiment, ablation.analysis)
+    if not complete:
+        finish(experiment, comparison)
+    return experiment, comparison
+
+
+def finish(experiment: Experiment, comparison: Comparison | None = None) -> dict[str, Any]:
+    """Save the curves and write summary.json, which makes the record complete; returns the summary."""
+    floor = next(iter(experiment.finals("floor").values()), None)
+    figure = plots.loss_curves(experiment.metrics(), floor=floor, title=f"{experiment.plan.variant}: loss curves")
+    figure.savefig(experiment.plan.folder / "loss_curves.png", dpi=110)
+    return summarise(experiment, comparison)
+
+
+# --- showing ----------------------------------------------------------------------------------------------------
+
+
+def _png(figure: Figure) -> Image:
+    """The figure as a PNG of 64 colours, a third of the size: a notebook keeps its pictures inside itself."""
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=PICTURE_DPI)
+    with PIL.Image.open(full) as picture:
+        picture.convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return Image(data=small.getvalue(), format="png")
+
+
+def show(figure: Figure, sentence: str = "") -> None:
+    """Display a figure with a sentence that says what it shows."""
+    display(_png(figure))
+    if sentence:
+        display(Markdown(f"*{sentence}*"))
+
+
+def declaration(parameters: AblationParameters) -> Markdown:
+    """The hypothesis, variables, match and analysis as they stand before the first run."""
+    a = parameters
+    change = ", ".join(f"`{key}` = `{value}`" for key, value in a.change.items())
+    rows = [
+        f"**Hypothesis.** {a.hypothesis}",
+        f"**Independent variable.** `{a.independent_variable}`: {change}",
+        f"**Dependent variables.** {', '.join(a.dependent_variables)}. **Held constant.** {', '.join(a.controls)}.",
+        f"**Matched by** {a.match}. {a.why}",
+        f"**Expected.** {a.expect.text()}.",
+        f"**Analysis.** {a.analysis.test} t-test on `{a.analysis.metric}`, two-sided alpha {a.analysis.alpha:g}, "
+        f"smallest difference that matters {a.analysis.margin:g} nats/token, seeds {a.seeds}.",
+    ]
+    return Markdown("\n\n".join(rows + ([f"**Source.** {a.source}"] if a.source else [])))
+
+
+def verdict(parameters: AblationParameters, comparison: Comparison) -> Markdown:
+    """The answer in one sentence, and whether it was expected."""
+    lines = [f"**{parameters.variant}: {comparison.verdict}.** {comparison.reason}"]
+    expect = parameters.expect
+    outcome = expect.outcome(comparison.verdict, comparison.percent)
+    lines.append(f"Expected: {expect.text()}. Found: {comparison.percent or 0:+.2f} %. The expectation is {outcome}.")
+    return Markdown("\n\n".join(lines))
+
+
+def findings(baseline: Experiment, answers: Mapping[str, tuple[Experiment, Comparison]]) -> Markdown:
+    """A sentence for every answer, the largest effects first."""
+    noise = baseline.spread()
+    lines = [f"The baseline's seeds have a standard deviation of {noise:.4f} nats/token."]
+    for experiment, comparison in sorted(answers.values(), key=lambda answer: -abs(answer[1].difference or 0.0)):
+        lines.append(f"- **{experiment.plan.variant}: {comparison.verdict}.** {comparison.reason}")
+    return Markdown("\n".join(lines))
+
+
+def joined(*experiments: Experiment) -> pd.DataFrame:
+    """The metrics of several experiments in one frame, told apart by `variant`."""
+    return pd.concat([experiment.metrics() for experiment in experiments], ignore_index=True)
+
+
+def final_losses(*experiments: Experiment) -> pd.DataFrame:
+    """Columns variant, seed, final_val_loss, of the finished runs."""
+    rows = [(e.plan.variant, seed, loss) for e in experiments for seed, loss in e.finals().items()]
+    return pd.DataFrame(rows, columns=["variant", "seed", "final_val_loss"])
+
+
+def sample_of(experiment: Experiment) -> str:
+    """What the first finished model wrote, for a reader's own judgement."""
+    return next((r["sample"] for r in experiment.results if r.get("sample")), "(no sample was asked for)")
+
+
+def record_link(experiment: Experiment) -> Markdown:
+    folder = experiment.plan.folder
+    root = project_root()
+    place = folder.relative_to(root) if folder.is_relative_to(root) else f"a temporary folder, …/{folder.name}"
+    return Markdown(f"Record: `{place}`")

@@ -1,0 +1,341 @@
+"""One experiment: a configuration, several seeds, and the record they leave.
+
+plan -> execute -> (judge against a baseline) -> summarise. Executing is idempotent: runs that are finished with the
+same fingerprint are kept, missing and failed ones are run, and a folder of something else is moved aside.
+"""
+
+import dataclasses
+import hashlib
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptlib import records
+from gptlib.accounting import count_parameters, flops_per_token
+from gptlib.config import RunConfig, diff, require_only
+from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
+from gptlib.launch import launch, record_failure, resolve_device
+from gptlib.stats.compare import Comparison, mean_interval, no_comparison, two_sample
+from gptlib.study.hypothesis import Ablation, Analysis
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for. `ablation` and `baseline` are None for a baseline itself."""
+
+    outputs: Path
+    study: str
+    stage: str
+    variant: str
+    config: RunConfig
+    seeds: tuple[int, ...]
+    dataset: Path
+    device: str
+    fingerprint: str
+    ablation: Ablation | None = None
+    baseline: RunConfig | None = None
+
+    @property
+    def folder(self) -> Path:
+        return records.experiment_folder(self.outputs, self.study, self.stage, self.variant)
+
+    @property
+    def difference(self) -> dict[str, tuple[Any, Any]]:
+        """{dotted key: (baseline's value, variant's value)}; empty for a baseline."""
+        return diff(self.baseline, self.config) if self.baseline else {}
+
+    def runs(self) -> Iterator[tuple[int, int, Path]]:
+        """(run id, seed, folder) of every run."""
+        for index, seed in enumerate(self.seeds):
+            yield index, seed, records.run_folder(self.folder, index, seed)
+
+    def is_complete(self) -> bool:
+        """Whether a finished record of exactly this plan lies in its place."""
+        path = self.folder / "summary.json"
+        if not path.exists():
+            return False
+        summary = records.read_json(path)
+        asked = {"fingerprint": self.fingerprint, "seeds": list(self.seeds), "status": "complete"}
+        return all(summary.get(key) == value for key, value in asked.items())
+
+
+def plan_experiment(
+    outputs: Path,
+    study: str,
+    stage: str,
+    config: RunConfig,
+    seeds: list[int],
+    ablation: Ablation | None = None,
+    say: Say = lambda _: None,
+) -> Plan:
+    """Resolve the device, prepare the dataset if it is missing, and fingerprint what is asked for.
+
+    With an ablation its change is applied to `config`, the baseline, through the difference gate. Raises ConfigError.
+    """
+    variant, baseline = "baseline", None
+    if ablation is not None:
+        variant, baseline, config = ablation.variant, config, ablation.apply(config)
+        require_only(baseline, config, ablation.change)
+    device = resolve_device(config.hardware.device)
+    dataset = prepare_dataset(config.data, outputs, say)
+    identity = records.experiment_fingerprint(config, open_dataset(dataset).hash, device)
+    records.experiment_folder(outputs, study, stage, variant)  # refuses a bad name before anything is written
+    return Plan(outputs, study, stage, variant, config, tuple(seeds), dataset, device, identity, ablation, baseline)
+
+
+def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = False) -> "Experiment":
+    """Run what is missing of `plan`; afterwards every run has a result, failed and diverged ones included.
+
+    `wait` waits for another process that works on the same experiment; otherwise it is refused (RecordError).
+    """
+    with records.exclusive(plan.folder.parent / f".{plan.variant}", wait):
+        _make_room(plan)
+        _declare(plan)
+        todo = [_prepare_run(plan, *run) for run in plan.runs() if _needs_running(plan, run[2])]
+        _log(plan, f"{len(todo)} of {len(plan.seeds)} runs to do on {plan.device}")
+        if todo:
+            (plan.folder / "summary.json").unlink(missing_ok=True)
+            launch(todo, plan.config.hardware, poll)
+        _collect(plan)
+    return Experiment(plan)
+
+
+def _make_room(plan: Plan) -> None:
+    config = plan.folder / "config.json"
+    if config.exists() and records.read_json(config).get("fingerprint") != plan.fingerprint:
+        moved = records.move_aside(plan.folder)
+        _log(plan, f"an experiment with other numbers was here; it is kept as {moved.name}")
+
+
+def _declare(plan: Plan) -> None:
+    """Write what is asked for, and from where, before the first run."""
+    config: dict[str, Any] = {"fingerprint": plan.fingerprint, "seeds": list(plan.seeds), "device": plan.device}
+    config |= {"dataset": plan.dataset.name, "config": plan.config.model_dump(mode="json")}
+    config["difference"] = plan.difference
+    records.write_json(plan.folder / "config.json", config)
+    records.write_json(plan.folder / "environment.json", records.environment() | {"git": records.git_info()})
+    patch = records.git_diff()
+    if patch:
+        records.write_text(plan.folder / "git_diff.patch", patch)
+    declared = plan.folder / "hypothesis.json"
+    if plan.ablation is not None:
+        content = plan.ablation.model_dump_json()
+        seal = hashlib.sha256(content.encode()).hexdigest()
+        if not declared.exists() or records.read_json(declared)["sha256"] != seal:
+            late = declared.exists() and any((plan.folder / "runs").glob("*/result.json"))
+            values = plan.ablation.model_dump(mode="json")
+            stamp = {"sha256": seal, "declared": records.utc_now(), "changed_after_results": late}
+            records.write_json(declared, values | stamp)
+
+
+def _needs_running(plan: Plan, run: Path) -> bool:
+    if not (run / "result.json").exists():
+        return True
+    result = records.read_json(run / "result.json")
+    return result["fingerprint"] != plan.fingerprint or result["status"] == "failed"
+
+
+def _prepare_run(plan: Plan, index: int, seed: int, run: Path) -> Path:
+    """Write run.json for a new attempt; an earlier attempt without a result is recorded as failed first."""
+    attempt = 1
+    if (run / "run.json").exists():
+        attempt = records.read_json(run / "run.json")["attempt"] + 1
+        if not (run / "result.json").exists():
+            record_failure(run, "interrupted: the process that ran it ended first")
+        _append_result(plan, run)
+        (run / "result.json").unlink()
+    spec = {"run_id": index, "seed": seed, "attempt": attempt, "fingerprint": plan.fingerprint}
+    spec |= {"device": plan.device, "dataset": str(plan.dataset), "config": plan.config.model_dump(mode="json")}
+    records.write_json(run / "run.json", spec)
+    return run
+
+
+def _append_result(plan: Plan, run: Path) -> None:
+    path, result = plan.folder / "results.jsonl", records.read_json(run / "result.json")
+    known = {(row["run_id"], row["seed"], row["attempt"]) for row in records.read_jsonl(path)}
+    if (result["run_id"], result["seed"], result["attempt"]) not in known:
+        records.append_jsonl(path, result)
+        _log(plan, f"run {result['run_id']} seed {result['seed']} attempt {result['attempt']}: {result['status']}")
+
+
+def _collect(plan: Plan) -> None:
+    """Gather the results and metrics of all runs into the experiment's own files."""
+    for _, _, run in plan.runs():
+        _append_result(plan, run)
+    frame = Experiment(plan).metrics()
+    records.write_text(plan.folder / "metrics.jsonl", frame.to_json(orient="records", lines=True))
+    records.write_text(plan.folder / "metrics.csv", frame.to_csv(index=False))
+
+
+def _log(plan: Plan, line: str) -> None:
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with (plan.folder / "experiment.log").open("a", encoding="utf-8") as file:
+        file.write(f"{records.utc_now()} {line}\n")
+
+
+class Experiment:
+    """The executed runs of a plan, read from their files."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.results = [records.read_json(run / "result.json") for _, _, run in plan.runs()]
+
+    def count(self, status: str) -> int:
+        return sum(result["status"] == status for result in self.results)
+
+    def finals(self, metric: str = "final_val_loss") -> dict[int, float]:
+        """{seed: value} of the finished runs."""
+        return {r["seed"]: r[metric] for r in self.results if r["status"] == "finished" and r.get(metric) is not None}
+
+    def metrics(self) -> pd.DataFrame:
+        """One row per logged step of every run's last attempt, with `variant`."""
+        return metrics_frame(self.plan)
+
+    def summary(self) -> dict[str, Any]:
+        """The finished record's summary.json. Raises RecordError when the record is not finished."""
+        summary: dict[str, Any] = records.read_json(self.plan.folder / "summary.json")
+        return summary
+
+    def spread(self, metric: str = "final_val_loss") -> float:
+        """Standard deviation over the finished seeds; nan with fewer than two."""
+        values = list(self.finals(metric).values())
+        return statistics.stdev(values) if len(values) > 1 else float("nan")
+
+    def costs(self) -> dict[str, float]:
+        """Parameters, FLOPs, tokens and steps of one run from closed forms; mean training seconds and peak memory."""
+        values = accounting(self.plan.config, open_dataset(self.plan.dataset).vocab_size)
+        for metric in ("time_seconds", "memory_mib"):
+            measured = self.finals(metric).values()
+            values[metric] = statistics.fmean(measured) if measured else float("nan")
+        return values
+
+    def describe(self) -> str:
+        """The four lines that sum an experiment up: runs, mean loss with its spread, 95 % interval, best."""
+        values = list(self.finals().values())
+        lines = [f"Runs: {len(values)}/{len(self.results)}"]
+        if values:
+            interval = mean_interval(values)
+            lines.append(f"Mean validation loss: {interval.mean:.4f} ± {interval.std or 0:.4f} nats/token (std)")
+            if interval.low is not None:
+                lines.append(f"95% CI (Student t): [{interval.low:.4f}, {interval.high:.4f}]")
+            lines.append(f"Best validation loss: {min(self.finals('best_val_loss').values()):.4f}")
+        return "\n".join(lines)
+
+
+def metrics_frame(plan: Plan) -> pd.DataFrame:
+    """What the runs of a plan have logged so far (they may still be running)."""
+    rows = []
+    for _, _, run in plan.runs():
+        lines = records.read_jsonl(run / "metrics.jsonl")
+        attempt = lines[-1]["attempt"] if lines else 0
+        rows += [{"variant": plan.variant, **line} for line in lines if line["attempt"] == attempt]
+    columns = ["variant", "run_id", "seed", "attempt", "step", "train_time_ms", "train_loss", "val_loss"]
+    frame = pd.DataFrame(rows, columns=None if rows else columns)
+    for column in set(columns) - set(frame.columns):
+        frame[column] = float("nan")
+    return frame
+
+
+def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comparison:
+    """Compare final losses as declared. Paired analysis takes the seeds that finished in both.
+
+    Policy for diverged runs: where every run of the variant diverged and none of the baseline, the variant is worse;
+    where only some did, the losses of the rest are a selection, and the verdict is undecided.
+    """
+    old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
+    if analysis.test == "paired":
+        common = [seed for seed in old if seed in new]
+        old, new = {s: old[s] for s in common}, {s: new[s] for s in common}
+    diverged = variant.count("diverged"), baseline.count("diverged")
+    if old and new:
+        result = two_sample(old.values(), new.values(), analysis.test, analysis.alpha, analysis.margin)
+    else:
+        result = no_comparison(analysis.test, len(old), len(new), analysis.alpha, analysis.margin)
+    if not any(diverged):
+        return result
+    reason = f"{diverged[0]} of {len(variant.results)} runs diverged, and {diverged[1]} of the baseline's"
+    certain = diverged == (len(variant.results), 0)
+    return dataclasses.replace(result, verdict="worse" if certain else "undecided", reason=reason)
+
+
+def accounting(config: RunConfig, vocab_size: int) -> dict[str, float]:
+    """Parameters, FLOPs and tokens of one run, from closed forms."""
+    count = count_parameters(config.model, vocab_size)
+    per_token, tokens = flops_per_token(config.model, vocab_size), config.tokens_per_step * config.train.steps
+    return {
+        "total": count.total,
+        "non_embedding": count.non_embedding,
+        "flops_per_token": per_token,
+        "total_flops": per_token * tokens,
+        "tokens": tokens,
+        "steps": config.train.steps,
+    }
+
+
+def summarise(experiment: Experiment, comparison: Comparison | None = None) -> dict[str, Any]:
+    """Write summary.json, the last file of an experiment; `complete` only when no run has failed."""
+    plan, results = experiment.plan, experiment.results
+    seconds = [r["time_seconds"] for r in results]
+    speeds = list(experiment.finals("tokens_per_second").values())
+    dataset: Dataset = open_dataset(plan.dataset)
+    summary = {
+        "schema_version": records.SCHEMA_VERSION,
+        "experiment_name": f"{plan.study}/{plan.stage}/{plan.variant}",
+        "study": plan.study,
+        "stage": plan.stage,
+        "variant": plan.variant,
+        "status": "failed" if experiment.count("failed") else "complete",
+        "end_time": records.utc_now(),
+        "fingerprint": plan.fingerprint,
+        "seeds": list(plan.seeds),
+        "difference": plan.difference,
+        "hypothesis": plan.ablation.model_dump(mode="json") if plan.ablation else None,
+        "statistics": {
+            "n_runs": len(results),
+            "successful_runs": experiment.count("finished"),
+            "diverged_runs": experiment.count("diverged"),
+            "failed_runs": experiment.count("failed"),
+            "val_loss": _spread(experiment, "final_val_loss")
+            | {"best": min(experiment.finals("best_val_loss").values(), default=None)},
+            "excess": _spread(experiment, "excess") or None,
+            "floor": next(iter(experiment.finals("floor").values()), None),
+            "bits_per_byte": _spread(experiment, "bits_per_byte"),
+            "time": {
+                "mean": statistics.fmean(seconds),
+                "std": statistics.stdev(seconds) if len(seconds) > 1 else None,
+                "total": sum(seconds),
+            },
+        },
+        "comparison": dataclasses.asdict(comparison) | {"metric": plan.ablation.analysis.metric}
+        if comparison and plan.ablation
+        else None,
+        "accounting": accounting(plan.config, dataset.vocab_size),
+        "tokens_per_second": statistics.fmean(speeds) if speeds else None,
+        "git_info": records.git_info(),
+        "environment": records.environment(),
+    }
+    records.write_json(plan.folder / "summary.json", summary)
+    _log(plan, f"summary written: {summary['status']}")
+    return summary
+
+
+def _spread(experiment: Experiment, metric: str) -> dict[str, Any]:
+    """Statistics of a final value over the finished seeds; `ci_95` is the Student-t interval of the mean."""
+    values = list(experiment.finals(metric).values())
+    if not values:
+        return {}
+    interval = mean_interval(values)
+    return {
+        "mean": interval.mean,
+        "std": interval.std,
+        "min": min(values),
+        "max": max(values),
+        "median": statistics.median(values),
+        "ci_95": [interval.low, interval.high],
+    }

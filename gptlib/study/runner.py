@@ -1,0 +1,237 @@
+"""A whole study: its notebooks executed by papermill, in order, several at once, done ones skipped.
+
+Each notebook is a papermill process of its own, so that a killed kernel ends one experiment and not the study. What
+counts as done is the experiment's own record, never what papermill says. Running a study again finishes what is
+missing.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gptlib import records
+from gptlib.config import fingerprint, load_config, project_root
+from gptlib.launch import bound_module, record_failure
+from gptlib.study.experiment import Plan, plan_experiment
+from gptlib.study.hypothesis import Study, load_ablation, load_study
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook to execute: where its copy goes, and the record that proves it done."""
+
+    name: str
+    notebook: Path
+    parameters: dict[str, Any]
+    copy: Path
+    plan: Plan | None = None  # None: 00_data and 90_analysis, which are done when their copy is
+    key: str = ""  # identity of the inputs of a notebook without a plan
+
+    def is_done(self) -> bool:
+        if self.plan is not None:
+            return self.plan.is_complete() and self.copy.exists()
+        mark = self.copy.with_suffix(".done")
+        return self.copy.exists() and mark.exists() and mark.read_text() == self.key
+
+
+class StudyError(RuntimeError):
+    """Some of a study's notebooks did not finish; the rest is recorded."""
+
+
+def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = ()) -> Path:
+    """Run what is missing of a study and return the path of its HTML report.
+
+    Raises ConfigError for bad input, RecordError when the same study is running already, StudyError when notebooks
+    failed (after all the others have run).
+    """
+    study = load_study(name, overrides)
+    folder = outputs / study.name
+    with records.exclusive(folder):
+        return _Run(study, name, outputs).all()
+
+
+class _Run:
+    def __init__(self, study: Study, name: str | Path, outputs: Path) -> None:
+        self.study, self.outputs, self.folder = study, outputs, outputs / study.name
+        self.ablations = [load_ablation(a) for a in study.ablations]
+        self.config = load_config(study.base, study.overrides)
+        self.failures: list[str] = []
+        print(f"study {study.name}: {study.question}", flush=True)
+
+    # ---- the steps
+
+    def _parameters(self, **more: Any) -> dict[str, Any]:
+        common = {"base": self.study.base, "overrides": self.study.overrides, "outputs": str(self.outputs)}
+        return common | more
+
+    def _place(self) -> dict[str, Any]:
+        return {"study": self.study.name, "stage": self.study.stage, "seeds": self.study.seeds}
+
+    def data_step(self) -> Step:
+        key = fingerprint([self.config.data.model_dump(mode="json"), records.numeric_source_hash()])
+        return Step("data", _notebook("00_data"), self._parameters(), self.folder / "data.ipynb", key=key)
+
+    def experiment_step(self, number: int | None) -> Step:
+        """The baseline's step (None) or that of an ablation."""
+        ablation = None if number is None else self.ablations[number]
+        place = self.outputs, self.study.name, self.study.stage, self.config, self.study.seeds
+        plan = plan_experiment(*place, ablation)
+        parameters = self._parameters(**self._place(), **(ablation.model_dump(mode="json") if ablation else {}))
+        notebook = _notebook("10_baseline" if ablation is None else "20_ablations")
+        return Step(plan.variant, notebook, parameters, plan.folder / "notebook.ipynb", plan)
+
+    def analysis_step(self, steps: list[Step]) -> Step:
+        done = [step for step in steps if step.is_done()]
+        names = dict(zip([a.variant for a in self.ablations], self.study.ablations, strict=True))
+        missing = [step.name for step in steps if step not in done]
+        parameters = self._parameters(
+            **self._place(), ablations=[names[s.name] for s in done if s.name in names], missing=missing
+        )
+        ends = [records.read_json(s.plan.folder / "summary.json")["end_time"] for s in done if s.plan]
+        return Step(
+            "analysis",
+            _notebook("90_analysis"),
+            parameters,
+            self.folder / "analysis.ipynb",
+            key=fingerprint([parameters, ends]),
+        )
+
+    # ---- running them
+
+    def all(self) -> Path:
+        start = time.monotonic()
+        self._execute_all([self.data_step()])
+        steps = [self.experiment_step(None), *map(self.experiment_step, range(len(self.ablations)))]
+        todo = [step for step in steps if not step.is_done()]
+        print(f"{len(steps) - len(todo)} of {len(steps)} experiments are done already", flush=True)
+        with _progress(todo):
+            self._execute_all([step for step in todo if step.name == "baseline"])
+            self._execute_all([step for step in todo if step.name != "baseline"])
+        self._execute_all([self.analysis_step(steps)])
+        report = self._write_html(steps)
+        print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
+        if self.failures:
+            raise StudyError("\n".join([*self.failures, f"report of what is there: {report}", "run again to finish"]))
+        return report
+
+    def _execute_all(self, steps: list[Step]) -> None:
+        with ThreadPoolExecutor(self.study.notebooks_at_once) as pool:
+            results = pool.map(self._execute, [step for step in steps if not step.is_done()])
+            self.failures += [failure for failure in results if failure]
+
+    def _execute(self, step: Step) -> str:
+        """Execute one notebook; returns '' or one line that says what went wrong and where to look."""
+        scratch = self.folder / f".{step.name}.ipynb"
+        parameters, log = scratch.with_suffix(".json"), self.folder / "logs" / f"{step.name}.log"
+        records.write_json(parameters, step.parameters)  # JSON is YAML
+        log.parent.mkdir(exist_ok=True)
+        with log.open("wb") as file:
+            code = _papermill(step.notebook, scratch, parameters, file)
+        parameters.unlink()
+        if code == 0 and step.plan is None:
+            os.replace(scratch, step.copy)
+            records.write_text(step.copy.with_suffix(".done"), step.key)
+        elif code == 0 and step.plan is not None and step.plan.is_complete():
+            os.replace(scratch, step.copy)
+        else:
+            return self._failure(step, scratch, code, log)
+        return ""
+
+    def _failure(self, step: Step, scratch: Path, code: int, log: Path) -> str:
+        """Keep the copy under a name that says so, and record runs that lost their notebook."""
+        for _, _, run in step.plan.runs() if step.plan else ():
+            if (run / "run.json").exists() and not (run / "result.json").exists():
+                record_failure(run, "interrupted: its notebook ended first")
+        if scratch.exists():
+            step.copy.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(scratch, step.copy.with_name(f"{step.copy.stem}.failed.ipynb"))
+        lines = log.read_text(errors="replace").strip().splitlines()
+        said = lines[-1].strip() if lines and code else "some of its runs failed"
+        return f"{step.name} did not finish ({said}); see {log}"
+
+    def _write_html(self, steps: list[Step]) -> Path:
+        from gptlib.report.html import notebook_html, write_index  # nbconvert takes a second to import
+
+        report = self.folder / "report.html"
+        copies = [step.copy for step in steps] + [self.folder / "data.ipynb", self.folder / "analysis.ipynb"]
+        for copy in filter(Path.exists, copies):
+            page = report if copy.stem == "analysis" else copy.with_suffix(".html")
+            if not page.exists() or page.stat().st_mtime_ns < copy.stat().st_mtime_ns:
+                notebook_html(copy, page)
+        write_index(self.outputs)
+        return report
+
+
+def _notebook(name: str) -> Path:
+    return project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def _papermill(notebook: Path, copy: Path, parameters: Path, log: Any) -> int:
+    command = [*bound_module("papermill"), str(notebook), str(copy), "-f", str(parameters)]
+    command += ["--kernel", "python3", "--no-progress-bar", "--cwd", str(notebook.parent)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        return process.wait()
+    finally:
+        process.terminate()
+
+
+@contextlib.contextmanager
+def _progress(steps: list[Step]) -> Iterator[None]:
+    """A bar over all training steps of the experiments to do, with the time left, drawn by a watching thread."""
+    plans = [step.plan for step in steps if step.plan is not None]
+    total = sum(plan.config.train.steps * len(plan.seeds) for plan in plans)
+    if not total:
+        yield
+        return
+    ended = threading.Event()
+    interactive = sys.stdout.isatty()
+    form = "{percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left {postfix}"
+    bar = tqdm(total=total, bar_format=form, smoothing=0, file=sys.stdout, ascii=not interactive)
+
+    def watch() -> None:
+        last_line = time.monotonic()
+        while not ended.wait(POLL_SECONDS):
+            done = {plan.variant: _steps_done(plan) for plan in plans}
+            bar.n = sum(done.values())
+            full = plans[0].config.train.steps * len(plans[0].seeds)
+            bar.set_postfix_str(" ".join(name for name, n in done.items() if 0 < n < full), refresh=False)
+            if interactive:
+                bar.refresh()
+            elif time.monotonic() - last_line > 10:
+                last_line = time.monotonic()
+                print(str(bar), flush=True)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        bar.n = sum(_steps_done(plan) for plan in plans)
+        bar.close()
+
+
+def _steps_done(plan: Plan) -> int:
+    """Training steps that the runs of a plan have logged, from the last line of each metrics file."""
+    done = 0
+    for _, _, run in plan.runs():
+        path = run / "metrics.jsonl"
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError), path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+            done += json.loads(file.read().splitlines()[-1])["step"]
+    return done

@@ -1,0 +1,220 @@
+"""The training loop that every rank runs.
+
+A run is fed by `run.json` and answers through files: `metrics.jsonl` while it runs, `result.json` and `checkpoint/`
+at its end. Its numbers depend on the configuration and the seed alone: any world size gives the same run up to the
+order of summation, evaluation draws on no random stream of training, and the clock stands still while it evaluates.
+"""
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from gptlib import records
+from gptlib.checkpoint import save_checkpoint
+from gptlib.config import RunConfig
+from gptlib.data.dataset import Dataset, open_dataset
+from gptlib.data.loader import Batch, training_batches
+from gptlib.device import Place, take_place
+from gptlib.evaluate import Evaluation, evaluate, generate
+from gptlib.model import GPT
+from gptlib.optimizers import build_optimizers, set_lr
+from gptlib.schedules import lr_multiplier
+from gptlib.streams import stream_seed
+
+Log = Callable[[dict[str, Any]], None]
+MAX_LOGGED_STEPS = 1000
+DIVERGED_FACTOR = 3.0  # a loss above this multiple of ln(vocabulary), the loss of a uniform guess, has exploded
+
+
+def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log) -> tuple[GPT, dict[str, Any]]:
+    """Train one model; returns it with the fields of its result. `log` gets a metrics row per logged step."""
+    seed_everything(seed)
+    model = GPT(config.model, dataset.vocab_size)
+    model.init_weights(seed)
+    model.to(place.device)
+    optimizers = build_optimizers(model, config.optim)
+    compute = torch.compile(model) if config.hardware.compile else model
+    batches = training_batches(dataset, config, seed, place.rank, place.world)
+    micro_rows = config.hardware.micro_rows or config.train.batch_rows // place.world
+    steps, every = config.train.steps, config.eval.every
+    log_every = -(-steps // MAX_LOGGED_STEPS)
+    limit = DIVERGED_FACTOR * math.log(dataset.vocab_size)
+    seconds, loss, row, best = 0.0, float("nan"), dict[str, Any](), float("inf")
+
+    for step in range(steps + 1):
+        last = step == steps
+
+        # ---- evaluation: the clock stands still; the last one takes every validation position
+        if last or (every and step % every == 0):
+            evaluation = evaluate(model, dataset, config, place, None if last else config.eval.rows)
+            if not evaluation.loss <= limit:  # nan is not
+                log({"step": step, "train_time_ms": 1000 * seconds, **row})
+                return model, {**_outcome("diverged", step, seconds, loss, place), "diverged_at": step}
+            best = min(best, evaluation.loss)
+            row |= {"val_loss": evaluation.loss, "val_excess": evaluation.excess}
+        if row and (last or step % log_every == 0 or "val_loss" in row):
+            log({"step": step, "train_time_ms": 1000 * seconds, **row})
+        if last:
+            break
+
+        # ---- one step
+        place.synchronize()
+        start = time.perf_counter()
+        batch, _ = next(batches)
+        loss, micro_rows = accumulate_gradients(compute, batch, micro_rows, place)
+        if place.world > 1:
+            loss = average_over_ranks(model, loss, int((batch.targets >= 0).sum()), place)
+        if not math.isfinite(loss) or loss > limit:
+            log({"step": step, "train_time_ms": 1000 * seconds})
+            return model, {**_outcome("diverged", step, seconds, loss, place), "diverged_at": step}
+        norm = clip_gradients(model, config.optim.grad_clip)
+        multiplier = lr_multiplier(config.schedule, step / steps)
+        set_lr(optimizers, multiplier)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        place.synchronize()
+        step_seconds = time.perf_counter() - start
+        seconds += step_seconds
+
+        # ---- what is logged with the next step's number: the state after this one
+        row = {
+            "train_loss": loss,
+            "lr_multiplier": multiplier,
+            "grad_norm": norm,
+            "step_avg_ms": 1000 * seconds / (step + 1),
+            "tokens_per_second": config.tokens_per_step / step_seconds,
+            "memory_mib": place.memory_mib(),
+        }
+    batches.close()
+    return model, {**_outcome("finished", steps, seconds, loss, place), **_finals(evaluation, best, seconds, config)}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators; the run itself draws only on named streams, which these do not touch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(stream_seed(seed, "torch"))
+
+
+def accumulate_gradients(compute: Any, batch: Batch, micro_rows: int, place: Place) -> tuple[float, int]:
+    """Mean loss of this rank's scored targets with gradients left in place; out of memory halves the rows per pass.
+
+    Returns the loss in nats/token and the rows per pass that fitted.
+    """
+    rows, scored = len(batch.inputs), batch.targets >= 0
+    while True:
+        try:
+            loss = torch.zeros((), device=place.device)
+            for first in range(0, rows, micro_rows):
+                part = slice(first, first + micro_rows)
+                inputs_bt, targets_bt = place.tensor(batch.inputs[part]), place.tensor(batch.targets[part])
+                with place.autocast():
+                    part_loss = compute(inputs_bt, targets_bt) * float(scored[part].sum() / scored.sum())
+                part_loss.backward()
+                loss += part_loss.detach()
+            return float(loss), micro_rows
+        except torch.OutOfMemoryError:
+            if micro_rows == 1:
+                raise
+            micro_rows = -(-micro_rows // 2)
+            compute.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            print(f"out of memory: {micro_rows} rows per pass from here on, the same global batch", flush=True)
+
+
+def average_over_ranks(model: GPT, loss: float, scored: int, place: Place) -> float:
+    """Replace every gradient by its mean over the ranks, in one flat all-reduce that carries the loss as well.
+
+    A rank weighs as many targets as it has scored: a row that ends with its shard has fewer.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([loss, 1.0], device=place.device)]) * scored
+    dist.all_reduce(flat)
+    flat = flat / flat[-1]
+    for gradient, mean in zip(gradients, flat[:-2].split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    return float(flat[-2])
+
+
+def clip_gradients(model: GPT, limit: float) -> float:
+    """Scale all gradients to a global norm of at most `limit` (0: leave them); returns the norm before."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    return float(norm)
+
+
+def _outcome(status: str, step: int, seconds: float, loss: float, place: Place) -> dict[str, Any]:
+    return {
+        "status": status,
+        "success": status == "finished",
+        "final_step": step,
+        "final_val_loss": None,
+        "final_train_loss": loss if math.isfinite(loss) else None,
+        "time_seconds": seconds,
+        "memory_mib": place.memory_mib(),
+    }
+
+
+def _finals(evaluation: Evaluation, best: float, seconds: float, config: RunConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(evaluation)
+    return {
+        "final_val_loss": values.pop("loss"),
+        "best_val_loss": best,
+        "val_tokens": values.pop("tokens"),
+        **values,
+        "step_avg_ms": 1000 * seconds / config.train.steps,
+        "tokens_per_second": config.tokens_per_step * config.train.steps / seconds,
+    }
+
+
+def run_from_folder(run: Path) -> None:
+    """Execute the run that `run/run.json` describes; rank 0 writes its files. The last file is result.json."""
+    spec = records.read_json(run / "run.json")
+    config = RunConfig.model_validate(spec["config"])
+    place = take_place(config.hardware, spec["device"])
+    try:
+        dataset = open_dataset(Path(spec["dataset"]))
+        who = {key: spec[key] for key in ("run_id", "seed", "attempt")}
+
+        def log(row: dict[str, Any]) -> None:
+            if place.rank == 0:
+                finite = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
+                records.append_jsonl(run / "metrics.jsonl", {**who, **finite})
+
+        model, result = train(config, dataset, spec["seed"], place, log)
+        if place.rank == 0:
+            _leave_records(run, spec, config, dataset, place, model, result)
+    finally:
+        if place.world > 1:
+            dist.destroy_process_group()
+
+
+def _leave_records(
+    run: Path,
+    spec: dict[str, Any],
+    config: RunConfig,
+    dataset: Dataset,
+    place: Place,
+    model: GPT,
+    result: dict[str, Any],
+) -> None:
+    who = {key: spec[key] for key in ("run_id", "seed", "attempt", "fingerprint")}
+    if result["success"] and config.eval.sample_tokens:
+        chance = stream_seed(spec["seed"], "sample")
+        ids = generate(model, [dataset.eot], config.eval.sample_tokens, place, dataset.vocab_size, chance)
+        result["sample"] = dataset.tokenizer.decode(ids)
+    state = {"step": result["final_step"], "config": spec["config"], "dataset": spec["dataset"], **who}
+    save_checkpoint(run / "checkpoint", model, (), state)
+    result["device"] = torch.cuda.get_device_name() if place.device.type == "cuda" else place.device.type
+    result["torch"] = torch.__version__
+    records.write_json(run / "result.json", {"schema_version": records.SCHEMA_VERSION, **who, **result})
