@@ -15,7 +15,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 .PHONY: help study lab test lint install refresh lock clean
 
 help:
-	@echo 'make study    run $(STUDY) (another: make study STUDY=params/studies/NAME.yaml)'
+	@echo 'make study    run $(STUDY)'
+	@echo '              another: make study STUDY=params/studies/NAME.yaml SET="train.steps=200 data.path=/my/books"'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     lint, types, unit tests, and every notebook executed and compared'
 	@echo 'make lint     only the first of these: ruff, mypy, the form of the notebooks'
@@ -25,7 +26,7 @@ help:
 	@echo 'make clean    delete .venv and caches; outputs/ stays'
 
 study: $(INSTALLED)
-	$(BIN)/gptlib study $(STUDY)
+	$(BIN)/gptlib study $(STUDY) $(addprefix --set ,$(SET))
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gptlib.config import ConfigError, DataConfig
+from gptlib.config import ConfigError, DataConfig, project_root
 from gptlib.data import stories, telling
 from gptlib.data.shards import sha256_file
 from gptlib.streams import stream_seed
@@ -59,7 +59,7 @@ def source_key(config: DataConfig) -> dict[str, Any]:
     key: dict[str, Any] = {"corpus": config.corpus, "val_fraction": config.val_fraction}
     if config.corpus == "tinyshakespeare":
         return key | {"url": SHAKESPEARE_URL, "sha256": SHAKESPEARE_SHA256}
-    root = Path(config.path)
+    root = local_path(config)
     names = [(path.relative_to(root).as_posix() if root.is_dir() else path.name, path) for path in _files(config)]
     return key | {"files": {name: _digest(path) for name, path in names}}
 
@@ -91,10 +91,16 @@ def _write_stories(config: DataConfig) -> Corpus:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
+def local_path(config: DataConfig) -> Path:
+    """data.path as seen from the checkout, so that notebooks and shells in any folder mean the same."""
+    path = Path(config.path).expanduser()
+    return path if path.is_absolute() else project_root() / path
+
+
 def _files(config: DataConfig, cache: Path | None = None) -> list[Path]:
     if config.corpus == "tinyshakespeare":
         return [_shakespeare(config, cache)]
-    root = Path(config.path)
+    root = local_path(config)
     if root.is_file() and root.suffix in (".txt", ".jsonl"):
         return [root]
     if root.is_file():
@@ -141,7 +147,8 @@ def _text_field(path: Path, number: int, line: str) -> str:
 
 
 def _shakespeare(config: DataConfig, cache: Path | None) -> Path:
-    path = Path(config.path) if config.path else (cache or Path("outputs/data/downloads")) / "tinyshakespeare.txt"
+    assert config.path or cache is not None, "a download needs a place"
+    path = local_path(config) if config.path or cache is None else cache / "tinyshakespeare.txt"
     if config.path and not path.is_file():
         raise ConfigError(f"data.path={path}: no such file; leave data.path empty to download {SHAKESPEARE_URL}")
     if not path.exists():

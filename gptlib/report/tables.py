@@ -24,7 +24,7 @@ MATCHED_ROWS = (
 
 
 def comparison_table(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
-    """One row per variant: difference to the baseline with its interval, p-values, detectable effect, verdict.
+    """One row per variant: verdict, difference to the baseline ± half its 1 - alpha interval, p-values, and so on.
 
     With several variants, `p (Holm)` is corrected for asking several questions of one baseline.
     """
@@ -33,18 +33,16 @@ def comparison_table(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
     rows = [
         {
             "variant": name,
+            "verdict": c.verdict,
             "difference": plus_minus(c.difference, half_width(c.low, c.high), sign=True),
-            "interval": f"{100 * (1 - c.alpha):g} %",
             "percent": number(c.percent, "{:+.2f} %"),
             "p": number(c.p_value, "{:.2g}"),
             **({"p (Holm)": number(adjusted.get(name), "{:.2g}")} if len(comparisons) > 1 else {}),
-            "margin": number(c.margin or None, "{:g}"),
             "p (equivalence)": number(c.p_equivalence, "{:.2g}"),
             "detectable": number(c.minimum_detectable),
             "runs": f"{c.n_baseline} vs {c.n_variant}",
             "test": c.test,
             "noise cut by pairing": number(c.variance_reduction, "{:.1f}x"),
-            "verdict": c.verdict,
         }
         for name, c in comparisons.items()
     ]
@@ -196,4 +194,5 @@ def _quantity(side: Mapping[str, Any], key: str) -> float | None:
 
 
 def _indexed(rows: list[dict[str, str]], index: str) -> pd.DataFrame:
-    return pd.DataFrame(rows).set_index(index) if rows else pd.DataFrame()
+    """The rows under one line of headings, with `index` as the heading of the first column."""
+    return pd.DataFrame(rows).set_index(index).rename_axis(index=None, columns=index) if rows else pd.DataFrame()

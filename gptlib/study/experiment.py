@@ -17,7 +17,7 @@ import pandas as pd
 from gptlib import records
 from gptlib.accounting import count_parameters, flops_per_token
 from gptlib.config import RunConfig, diff, require_only
-from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
+from gptlib.data.dataset import open_dataset, prepare_dataset
 from gptlib.launch import launch, record_failure, resolve_device
 from gptlib.stats.compare import Comparison, mean_interval, no_comparison, two_sample
 from gptlib.study.hypothesis import Ablation, Analysis
@@ -56,12 +56,13 @@ class Plan:
             yield index, seed, records.run_folder(self.folder, index, seed)
 
     def is_complete(self) -> bool:
-        """Whether a finished record of exactly this plan lies in its place."""
+        """Whether a finished record of exactly this plan, with its hypothesis and analysis, lies in its place."""
         path = self.folder / "summary.json"
         if not path.exists():
             return False
         summary = records.read_json(path)
-        asked = {"fingerprint": self.fingerprint, "seeds": list(self.seeds), "status": "complete"}
+        asked: dict[str, Any] = {"fingerprint": self.fingerprint, "seeds": list(self.seeds), "status": "complete"}
+        asked["hypothesis"] = self.ablation.model_dump(mode="json") if self.ablation else None
         return all(summary.get(key) == value for key, value in asked.items())
 
 
@@ -283,7 +284,7 @@ def summarise(experiment: Experiment, comparison: Comparison | None = None) -> d
     plan, results = experiment.plan, experiment.results
     seconds = [r["time_seconds"] for r in results]
     speeds = list(experiment.finals("tokens_per_second").values())
-    dataset: Dataset = open_dataset(plan.dataset)
+    dataset, environment = open_dataset(plan.dataset), records.environment()
     summary = {
         "schema_version": records.SCHEMA_VERSION,
         "experiment_name": f"{plan.study}/{plan.stage}/{plan.variant}",
@@ -318,7 +319,8 @@ def summarise(experiment: Experiment, comparison: Comparison | None = None) -> d
         "accounting": accounting(plan.config, dataset.vocab_size),
         "tokens_per_second": statistics.fmean(speeds) if speeds else None,
         "git_info": records.git_info(),
-        "environment": records.environment(),
+        "gpu_info": {"names": environment["gpus"]},
+        "environment": environment,
     }
     records.write_json(plan.folder / "summary.json", summary)
     _log(plan, f"summary written: {summary['status']}")

@@ -21,7 +21,7 @@ def test_comparison_table_shows_difference_and_half_interval() -> None:
 def test_what_cannot_be_computed_is_a_dash() -> None:
     row = comparison_table({"one": two_sample([2.3], [2.4])}).loc["one"]
     assert row["difference"] == "+0.1000"
-    assert (row["p"], row["detectable"], row["margin"]) == ("–", "–", "–")
+    assert (row["p"], row["detectable"], row["p (equivalence)"]) == ("–", "–", "–")
 
 
 @pytest.mark.parametrize(
