@@ -1,5 +1,6 @@
 """The `gptlib` command: studies, single runs, data, reports and samples from a shell."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +68,14 @@ def report(outputs: Outputs = None) -> None:
     from gptlib.report.html import write_index
 
     print(write_index(_outputs(outputs)))
+
+
+@app.command()
+def results(study: str, stage: str = "full", outputs: Outputs = None) -> None:
+    """Print the numbers of a study as JSON: the small file behind the numbers of a document."""
+    from gptlib.report.results import study_results
+
+    print(json.dumps(study_results(_outputs(outputs), study, stage), indent=1))
 
 
 def main() -> None:

@@ -200,7 +200,8 @@ def _progress(steps: list[Step]) -> Iterator[None]:
     ended = threading.Event()
     interactive = sys.stdout.isatty()
     form = "{percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left {postfix}"
-    bar = tqdm(total=total, bar_format=form, smoothing=0, file=sys.stdout, ascii=not interactive)
+    delay = 0 if interactive else float("inf")  # a log gets a line every ten seconds instead of a drawn bar
+    bar = tqdm(total=total, bar_format=form, smoothing=0, file=sys.stdout, ascii=not interactive, delay=delay)
 
     def watch() -> None:
         last_line = time.monotonic()
