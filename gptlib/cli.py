@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
-from gptlib.config import load_config, project_root
+from gptlib.config import ConfigError, load_config, project_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="override, e.g. optim.muon.lr=3e-4; repeatable")]
 Outputs = Annotated[Path | None, typer.Option(help="folder of all records (default: outputs/ of the checkout)")]
+
+
+class Unfinished(RuntimeError):
+    """Some of the work failed; the rest is recorded, and the message says how to go on."""
 
 
 def _outputs(folder: Path | None) -> Path:
@@ -23,9 +27,14 @@ def _outputs(folder: Path | None) -> Path:
 def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or a file")], set: Set = None,
           outputs: Outputs = None) -> None:  # fmt: skip
     """Run what is missing of a study through the notebooks; prints the path of its report."""
+    from gptlib.report.html import study_pages
     from gptlib.study.runner import run_study
 
-    print(f"report: {run_study(name, _outputs(outputs), tuple(set or ()))}")
+    outcome = run_study(name, _outputs(outputs), tuple(set or ()))
+    report = study_pages(outcome.folder, outcome.notebooks)
+    if outcome.failures:
+        raise Unfinished("\n".join([*outcome.failures, f"report of what is there: {report}", "run again to finish"]))
+    print(f"report: {report}")
 
 
 @app.command()
@@ -44,13 +53,21 @@ def train(base: Annotated[str, typer.Argument(help="a name in params/base, or a 
     """Train a configuration with several seeds, without a notebook; prints the summary."""
     from gptlib.notebook import finish
     from gptlib.study.experiment import execute, plan_experiment
+    from gptlib.study.hypothesis import distinct_seeds
 
-    numbers = [int(seed) for seed in seeds.split(",")]
+    try:
+        numbers = distinct_seeds([int(seed) for seed in seeds.split(",")])
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds}: give whole numbers, each once, with commas between them") from None
     plan = plan_experiment(_outputs(outputs), study, stage, load_config(base, set or ()), numbers, None, print)
     experiment = execute(plan)
     finish(experiment)
     print(experiment.describe())
     print(f"record: {plan.folder}")
+    if experiment.count("failed"):
+        raise Unfinished(
+            f"{experiment.count('failed')} of {len(numbers)} runs failed; see {plan.folder / 'results.jsonl'}"
+        )
 
 
 @app.command()
@@ -80,18 +97,18 @@ def results(study: str, stage: str = "full", outputs: Outputs = None) -> None:
 
 def main() -> None:
     """The console script: bad input ends with one line and status 2, unfinished work with status 1."""
-    from gptlib.study.runner import StudyError
-
     try:
         app()
     except ValueError as error:  # bad input: configuration, records, data
         print(f"gptlib: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except StudyError as error:
+    except Unfinished as error:
         print(f"gptlib: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit("gptlib: interrupted; run again to finish what is missing") from None
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of an interrupt
+            print("gptlib: interrupted; run again to finish what is missing", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Axes: b rows, t positions, v vocabulary.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,10 +108,16 @@ def generate(
     return ids[len(prompt) :]
 
 
+def _dataset_of(run: Path, spec: dict[str, Any]) -> Path:
+    """The dataset of a run, also after its outputs folder was moved: <outputs>/<study>/<stage>/<variant>/runs/<run>."""
+    path = Path(spec["dataset"])
+    return path if path.exists() else run.resolve().parents[4] / "data" / path.name
+
+
 def sample_from_run(run: Path, prompt: str, count: int, seed: int = 0, temperature: float = 0.8) -> str:
     """What the model of a finished run writes after `prompt`. Raises ValueError (no checkpoint, prompt too long)."""
     spec = records.read_json(run / "run.json")
-    config, dataset = RunConfig.model_validate(spec["config"]), open_dataset(Path(spec["dataset"]))
+    config, dataset = RunConfig.model_validate(spec["config"]), open_dataset(_dataset_of(run, spec))
     place = Place(torch.device("cpu"))
     model = GPT(config.model, dataset.vocab_size)
     load_checkpoint(run / "checkpoint", model)

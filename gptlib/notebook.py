@@ -7,6 +7,7 @@ them equal): the smoke run, seconds long, in a temporary folder.
 import ast
 import atexit
 import io
+import itertools
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,11 +22,12 @@ from pydantic import field_validator
 
 from gptlib.config import ConfigError, RunConfig, Section, load_config, project_root, validate
 from gptlib.report import plots
-from gptlib.stats.compare import Comparison
+from gptlib.stats.compare import Comparison, minimum_detectable_effect
 from gptlib.study.experiment import Experiment, Plan, execute, judge, metrics_frame, plan_experiment, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds, load_ablation
 from gptlib.yaml12 import suggestion
 
+INJECTED = "# Parameters"  # how papermill begins the cell it adds
 PICTURE_DPI = 80
 MIN_REDRAW_SECONDS = 1.0
 MAX_REDRAW_SHARE = 0.03  # of the time; drawing competes with training for the same cores
@@ -104,37 +106,56 @@ def check_parameters(kind: type[P], namespace: Mapping[str, Any]) -> P:
     every problem at once.
     """
     fields, cells = list(kind.model_fields), list(namespace.get("In", []))
+    values = {name: namespace[name] for name in fields if name in namespace}
     problems = [
         f"parameters: unknown parameter {name!r}{suggestion(name, fields)}"
-        for name in _assigned_names(cells)
+        for name in _assigned_names(cells, fields)
         if name not in fields
     ]
     try:
-        parameters = validate(kind, {n: namespace[n] for n in fields if n in namespace}, "parameters")
-        _ = parameters.config
+        parameters = validate(kind, values, "parameters")
     except ConfigError as error:
         problems.append(str(error))
+    try:
+        training = {name: value for name, value in values.items() if name in ("base", "overrides")}
+        _ = validate(Parameters, training, "").config
+    except ConfigError as error:
+        problems += [line for line in str(error).splitlines() if f"parameters: {line}" not in "\n".join(problems)]
     if problems:
         raise ConfigError("\n".join(problems))
-    untouched = parameters == kind() and not any(cell.startswith("# Parameters") for cell in cells)  # papermill's mark
+    untouched = parameters == kind() and not any(cell.startswith(INJECTED) for cell in cells)
     outputs = _temporary_folder() if untouched else project_root() / (parameters.outputs or "outputs")
     return parameters.model_copy(update={"outputs": str(outputs)})
 
 
-def _assigned_names(cells: list[str]) -> list[str]:
-    """Names assigned by the executed cells that hold nothing but `name = literal`: parameter cells, also injected."""
+def _assigned_names(cells: list[str], fields: list[str]) -> list[str]:
+    """Names assigned by the parameters cell, as it was run last, and by the cell that papermill injects after it."""
+    literals = [_literals(source) for source in cells]
+    starts = [
+        index
+        for index, names in enumerate(literals)
+        if len(set(names) & set(fields)) > 1 and not cells[index].startswith(INJECTED)
+    ]
+    following = itertools.takewhile(bool, literals[starts[-1] :]) if starts else []
+    return list(itertools.chain.from_iterable(following))
+
+
+def _literals(source: str) -> list[str]:
+    """The names that a cell of nothing but `name = literal` assigns; else none."""
     names: list[str] = []
-    for source in cells:
-        try:
-            statements = ast.parse(source).body
-            for statement in statements:
-                assert isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
-                ast.literal_eval(statement.value)
-        except (SyntaxError, ValueError, AssertionError):
-            continue
-        for statement in statements:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]  # type: ignore[attr-defined]
-            names += [t.id for t in targets if isinstance(t, ast.Name) and t.id not in names]
+    try:
+        for statement in ast.parse(source).body:
+            match statement:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                ):
+                    ast.literal_eval(value)
+                    names.append(name)
+                case _:
+                    return []
+    except (SyntaxError, ValueError):
+        return []
     return names
 
 
@@ -187,6 +208,8 @@ class LiveCurves:
         done = self._done(frame)
         rate = (done - self._before) / elapsed if elapsed > 0 else 0.0
         bar = f'<progress value="{done}" max="{self._total}"></progress>'
+        if not any((run / "stdout.log").exists() for _, _, run in self._plan.runs()):
+            return f"{bar} waiting for a free core or GPU: other runs of this machine hold them all"
         parts = [f"{bar} {done}/{self._total} steps of {len(self._plan.seeds)} runs"]
         parts.append(f"{rate * self._plan.config.tokens_per_step:,.0f} tokens/s")
         if rate > 0 and done < self._total:
@@ -278,13 +301,28 @@ def declaration(parameters: AblationParameters) -> Markdown:
     return Markdown("\n\n".join(rows + ([f"**Source.** {a.source}"] if a.source else [])))
 
 
-def verdict(parameters: AblationParameters, comparison: Comparison) -> Markdown:
-    """The answer in one sentence, and whether it was expected."""
-    lines = [f"**{parameters.variant}: {comparison.verdict}.** {comparison.reason}"]
-    expect = parameters.expect
-    outcome = expect.outcome(comparison.verdict, comparison.percent)
-    lines.append(f"Expected: {expect.text()}. Found: {comparison.percent or 0:+.2f} %. The expectation is {outcome}.")
+def verdict(experiment: Experiment, comparison: Comparison) -> Markdown:
+    """The answer in one sentence, whether it was expected, and whether it was declared before the first run."""
+    ablation, declared = experiment.plan.ablation, experiment.declaration()
+    assert ablation is not None, "a baseline has no verdict"
+    lines = [f"**{ablation.variant}: {comparison.verdict}.** {comparison.reason}"]
+    outcome = ablation.expect.outcome(comparison.verdict, comparison.percent)
+    found = "no finished runs" if comparison.percent is None else f"{comparison.percent:+.2f} %"
+    lines.append(f"Expected: {ablation.expect.text()}. Found: {found}. The expectation is {outcome}.")
+    if declared["changed_after_results"]:
+        lines.append("**Deviation:** hypothesis or analysis were changed after results were there. Exploratory.")
+    else:
+        lines.append(f"Confirmatory: hypothesis and analysis were declared at {declared['declared']}, before any run.")
     return Markdown("\n\n".join(lines))
+
+
+def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
+    """What a comparison of two arms with this experiment's seeds and noise can be expected to show."""
+    seeds, noise = len(experiment.finals()), experiment.spread()
+    if seeds < 2:
+        return "one seed shows no noise, so no comparison can be made: give at least two"
+    effect = minimum_detectable_effect(noise, seeds, alpha)
+    return f"{effect:.3f} nats/token with {seeds} seeds an arm (standard deviation over seeds: {noise:.4f})"
 
 
 def findings(baseline: Experiment, answers: Mapping[str, tuple[Experiment, Comparison]]) -> Markdown:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def notebook_html(notebook: Path, html: Path) -> None:
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     place = {"metadata": {"name": _title(content, notebook.stem), "path": str(notebook.parent)}}
     write_text(html, exporter.from_notebook_node(content, resources=place)[0])
+
+
+def study_pages(folder: Path, notebooks: Iterable[Path]) -> Path:
+    """Pages of a study's executed notebooks where they are missing or older, and the index; returns the report.
+
+    The report, `folder`/report.html, is the page of analysis.ipynb.
+    """
+    report = folder / "report.html"
+    for notebook in notebooks:
+        page = report if notebook.stem == "analysis" else notebook.with_suffix(".html")
+        if not page.exists() or page.stat().st_mtime_ns < notebook.stat().st_mtime_ns:
+            notebook_html(notebook, page)
+    write_index(folder.parent)
+    return report
 
 
 def write_index(outputs: Path) -> Path:

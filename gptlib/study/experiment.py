@@ -119,6 +119,7 @@ def _declare(plan: Plan) -> None:
     config: dict[str, Any] = {"fingerprint": plan.fingerprint, "seeds": list(plan.seeds), "device": plan.device}
     config |= {"dataset": plan.dataset.name, "config": plan.config.model_dump(mode="json")}
     config["difference"] = plan.difference
+    config["start_time"] = _start_time(plan) or records.utc_now()
     records.write_json(plan.folder / "config.json", config)
     records.write_json(plan.folder / "environment.json", records.environment() | {"git": records.git_info()})
     patch = records.git_diff()
@@ -133,6 +134,12 @@ def _declare(plan: Plan) -> None:
             values = plan.ablation.model_dump(mode="json")
             stamp = {"sha256": seal, "declared": records.utc_now(), "changed_after_results": late}
             records.write_json(declared, values | stamp)
+
+
+def _start_time(plan: Plan) -> str | None:
+    """When this experiment was first asked for, from its config.json."""
+    path = plan.folder / "config.json"
+    return records.read_json(path).get("start_time") if path.exists() else None
 
 
 def _needs_running(plan: Plan, run: Path) -> bool:
@@ -202,6 +209,11 @@ class Experiment:
         """The finished record's summary.json. Raises RecordError when the record is not finished."""
         summary: dict[str, Any] = records.read_json(self.plan.folder / "summary.json")
         return summary
+
+    def declaration(self) -> dict[str, Any]:
+        """hypothesis.json: what was declared, when, and whether it was changed after results. Raises RecordError."""
+        declared: dict[str, Any] = records.read_json(self.plan.folder / "hypothesis.json")
+        return declared
 
     def spread(self, metric: str = "final_val_loss") -> float:
         """Standard deviation over the finished seeds; nan with fewer than two."""
@@ -292,6 +304,7 @@ def summarise(experiment: Experiment, comparison: Comparison | None = None) -> d
         "stage": plan.stage,
         "variant": plan.variant,
         "status": "failed" if experiment.count("failed") else "complete",
+        "start_time": _start_time(plan),
         "end_time": records.utc_now(),
         "fingerprint": plan.fingerprint,
         "seeds": list(plan.seeds),

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from gptlib import records
-from gptlib.config import fingerprint, load_config, project_root
+from gptlib.config import fingerprint, load_config, params_file, project_root
 from gptlib.launch import bound_module, record_failure
 from gptlib.study.experiment import Plan, plan_experiment
 from gptlib.study.hypothesis import Study, load_ablation, load_study
@@ -47,34 +47,42 @@ class Step:
         return self.copy.exists() and mark.exists() and mark.read_text() == self.key
 
 
-class StudyError(RuntimeError):
-    """Some of a study's notebooks did not finish; the rest is recorded."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a study left: its executed notebooks, the analysis last, and one line per notebook that did not finish."""
+
+    folder: Path
+    notebooks: list[Path]
+    failures: list[str]
 
 
-def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = ()) -> Path:
-    """Run what is missing of a study and return the path of its HTML report.
+def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = ()) -> Outcome:
+    """Run what is missing of a study. A notebook that fails is reported, and all the others still run.
 
-    Raises ConfigError for bad input, RecordError when the same study is running already, StudyError when notebooks
-    failed (after all the others have run).
+    Raises ConfigError for bad input, RecordError when the same study is running already.
     """
     study = load_study(name, overrides)
-    folder = outputs / study.name
-    with records.exclusive(folder):
-        return _Run(study, name, outputs).all()
+    with records.exclusive(outputs / study.name):
+        return _Run(study, outputs).all()
 
 
 class _Run:
-    def __init__(self, study: Study, name: str | Path, outputs: Path) -> None:
+    def __init__(self, study: Study, outputs: Path) -> None:
         self.study, self.outputs, self.folder = study, outputs, outputs / study.name
         self.ablations = [load_ablation(a) for a in study.ablations]
         self.config = load_config(study.base, study.overrides)
         self.failures: list[str] = []
+        self.ended = threading.Event()
         print(f"study {study.name}: {study.question}", flush=True)
 
     # ---- the steps
 
     def _parameters(self, **more: Any) -> dict[str, Any]:
-        common = {"base": self.study.base, "overrides": self.study.overrides, "outputs": str(self.outputs)}
+        common = {
+            "base": _from_anywhere("base", self.study.base),
+            "overrides": self.study.overrides,
+            "outputs": str(self.outputs),
+        }
         return common | more
 
     def _place(self) -> dict[str, Any]:
@@ -95,7 +103,8 @@ class _Run:
 
     def analysis_step(self, steps: list[Step]) -> Step:
         done = [step for step in steps if step.is_done()]
-        names = dict(zip([a.variant for a in self.ablations], self.study.ablations, strict=True))
+        places = [_from_anywhere("ablations", name) for name in self.study.ablations]
+        names = dict(zip([a.variant for a in self.ablations], places, strict=True))
         missing = [step.name for step in steps if step not in done]
         parameters = self._parameters(
             **self._place(), ablations=[names[s.name] for s in done if s.name in names], missing=missing
@@ -111,7 +120,7 @@ class _Run:
 
     # ---- running them
 
-    def all(self) -> Path:
+    def all(self) -> Outcome:
         start = time.monotonic()
         self._execute_all([self.data_step()])
         steps = [self.experiment_step(None), *map(self.experiment_step, range(len(self.ablations)))]
@@ -120,17 +129,20 @@ class _Run:
         with _progress(todo):
             self._execute_all([step for step in todo if step.name == "baseline"])
             self._execute_all([step for step in todo if step.name != "baseline"])
-        self._execute_all([self.analysis_step(steps)])
-        report = self._write_html(steps)
+        analysis = self.analysis_step(steps)
+        self._execute_all([analysis])
         print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
-        if self.failures:
-            raise StudyError("\n".join([*self.failures, f"report of what is there: {report}", "run again to finish"]))
-        return report
+        copies = [self.folder / "data.ipynb", *(step.copy for step in steps), analysis.copy]
+        return Outcome(self.folder, [copy for copy in copies if copy.exists()], self.failures)
 
     def _execute_all(self, steps: list[Step]) -> None:
         with ThreadPoolExecutor(self.study.notebooks_at_once) as pool:
-            results = pool.map(self._execute, [step for step in steps if not step.is_done()])
-            self.failures += [failure for failure in results if failure]
+            try:
+                results = pool.map(self._execute, [step for step in steps if not step.is_done()])
+                self.failures += [failure for failure in results if failure]
+            except BaseException:  # an interrupt above all: its notebooks end with the study
+                self.ended.set()
+                raise
 
     def _execute(self, step: Step) -> str:
         """Execute one notebook; returns '' or one line that says what went wrong and where to look."""
@@ -139,7 +151,7 @@ class _Run:
         records.write_json(parameters, step.parameters)  # JSON is YAML
         log.parent.mkdir(exist_ok=True)
         with log.open("wb") as file:
-            code = _papermill(step.notebook, scratch, parameters, file)
+            code = _papermill(step.notebook, scratch, parameters, file, self.ended)
         parameters.unlink()
         if code == 0 and step.plan is None:
             os.replace(scratch, step.copy)
@@ -162,31 +174,24 @@ class _Run:
         said = lines[-1].strip() if lines and code else "some of its runs failed"
         return f"{step.name} did not finish ({said}); see {log}"
 
-    def _write_html(self, steps: list[Step]) -> Path:
-        from gptlib.report.html import notebook_html, write_index  # nbconvert takes a second to import
 
-        report = self.folder / "report.html"
-        copies = [step.copy for step in steps] + [self.folder / "data.ipynb", self.folder / "analysis.ipynb"]
-        for copy in filter(Path.exists, copies):
-            page = report if copy.stem == "analysis" else copy.with_suffix(".html")
-            if not page.exists() or page.stat().st_mtime_ns < copy.stat().st_mtime_ns:
-                notebook_html(copy, page)
-        write_index(self.outputs)
-        return report
+def _from_anywhere(kind: Literal["base", "ablations"], name: str) -> str:
+    """A name of params/ as it is, a path made absolute: notebooks run in a folder of their own."""
+    return name if Path(name).name == name and not Path(name).suffix else str(params_file(kind, name).resolve())
 
 
 def _notebook(name: str) -> Path:
     return project_root() / "notebooks" / f"{name}.ipynb"
 
 
-def _papermill(notebook: Path, copy: Path, parameters: Path, log: Any) -> int:
+def _papermill(notebook: Path, copy: Path, parameters: Path, log: Any, ended: threading.Event) -> int:
     command = [*bound_module("papermill"), str(notebook), str(copy), "-f", str(parameters)]
     command += ["--kernel", "python3", "--no-progress-bar", "--cwd", str(notebook.parent)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        return process.wait()
-    finally:
-        process.terminate()
+    while process.poll() is None and not ended.wait(0.1):
+        pass
+    process.terminate()
+    return process.wait()
 
 
 @contextlib.contextmanager
