@@ -121,6 +121,11 @@ class OptimConfig(Section):
     adamw: AdamWConfig = AdamWConfig()
     grad_clip: float = Field(0.0, ge=0)  # global gradient norm; 0 turns it off
 
+    @property
+    def matrix_lr(self) -> float:
+        """Peak learning rate of the block matrices, whichever optimizer trains them."""
+        return self.muon.lr if self.matrices == "muon" else self.adamw.matrix_lr
+
 
 class ScheduleConfig(Section):
     """Learning-rate multiplier; every length is a fraction of the run, so a shorter run keeps its shape."""

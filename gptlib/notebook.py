@@ -328,7 +328,10 @@ def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
 def findings(baseline: Experiment, answers: Mapping[str, tuple[Experiment, Comparison]]) -> Markdown:
     """A sentence for every answer, the largest effects first."""
     noise = baseline.spread()
-    lines = [f"The baseline's seeds have a standard deviation of {noise:.4f} nats/token."]
+    lines = [
+        f"**Untuned baseline:** no arm's learning rates were tuned for it, so every verdict holds at these rates. "
+        f"The baseline's seeds have a standard deviation of {noise:.4f} nats/token."
+    ]
     for experiment, comparison in sorted(answers.values(), key=lambda answer: -abs(answer[1].difference or 0.0)):
         lines.append(f"- **{experiment.plan.variant}: {comparison.verdict}.** {comparison.reason}")
     return Markdown("\n".join(lines))

@@ -68,8 +68,7 @@ def _part(name: str) -> str:
 
 def _base_lrs(config: OptimConfig) -> dict[str, float]:
     adamw = config.adamw
-    matrix = config.muon.lr if config.matrices == "muon" else adamw.matrix_lr
-    return {"matrix": matrix, "embed": adamw.embed_lr, "head": adamw.head_lr, "scalar": adamw.scalar_lr}
+    return {"matrix": config.matrix_lr, "embed": adamw.embed_lr, "head": adamw.head_lr, "scalar": adamw.scalar_lr}
 
 
 def _group(role: str, parameters: list[nn.Parameter], rates: dict[str, float]) -> dict[str, object]:

@@ -88,7 +88,7 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
         # ---- what is logged with the next step's number: the state after this one
         row = {
             "train_loss": loss,
-            "lr": optimizers[0].param_groups[0]["lr"],  # of the block matrices
+            "lr": config.optim.matrix_lr * multiplier,  # of the block matrices
             "lr_multiplier": multiplier,
             "grad_norm": norm,
             "step_avg_ms": 1000 * seconds / (step + 1),
