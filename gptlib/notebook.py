@@ -208,7 +208,7 @@ class LiveCurves:
         done = self._done(frame)
         rate = (done - self._before) / elapsed if elapsed > 0 else 0.0
         bar = f'<progress value="{done}" max="{self._total}"></progress>'
-        if not any((run / "stdout.log").exists() for _, _, run in self._plan.runs()):
+        if not any((run / "stdout.log").exists() for run in self._plan.started_runs()):
             return f"{bar} waiting for a free core or GPU: other runs of this machine hold them all"
         parts = [f"{bar} {done}/{self._total} steps of {len(self._plan.seeds)} runs"]
         parts.append(f"{rate * self._plan.config.tokens_per_step:,.0f} tokens/s")

@@ -245,7 +245,8 @@ def _limit_losses(axes: Axes, scored: pd.DataFrame, lowest: float | None) -> boo
     pad = 0.05 * (top - bottom) or 0.01
     axes.set_ylim(bottom - pad, top + pad)
     if top < highest:
-        axes.set_title(f"axis cut at {top:.2f}, highest value {highest:.2f}", loc="right", fontsize=8, color=GREY)
+        cut = f"axis cut at {top:.2f}, highest value {highest:.2f}"
+        axes.set_xlabel(f"{axes.get_xlabel()}  ({cut})")
     return bool(late.max() - bottom < 0.42 * (top - bottom))
 
 

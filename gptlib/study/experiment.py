@@ -55,6 +55,12 @@ class Plan:
         for index, seed in enumerate(self.seeds):
             yield index, seed, records.run_folder(self.folder, index, seed)
 
+    def started_runs(self) -> Iterator[Path]:
+        """Folders of the runs begun so far; not those of an older experiment in their place, to be moved aside."""
+        for _, _, run in self.runs():
+            if (run / "run.json").exists() and records.read_json(run / "run.json")["fingerprint"] == self.fingerprint:
+                yield run
+
     def is_complete(self) -> bool:
         """Whether a finished record of exactly this plan, with its hypothesis and analysis, lies in its place."""
         path = self.folder / "summary.json"
@@ -244,7 +250,7 @@ class Experiment:
 def metrics_frame(plan: Plan) -> pd.DataFrame:
     """What the runs of a plan have logged so far (they may still be running)."""
     rows = []
-    for _, _, run in plan.runs():
+    for run in plan.started_runs():
         lines = records.read_jsonl(run / "metrics.jsonl")
         attempt = lines[-1]["attempt"] if lines else 0
         rows += [{"variant": plan.variant, **line} for line in lines if line["attempt"] == attempt]

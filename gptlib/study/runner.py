@@ -235,7 +235,7 @@ def _progress(steps: list[Step]) -> Iterator[None]:
 def _steps_done(plan: Plan) -> int:
     """Training steps that the runs of a plan have logged, from the last line of each metrics file."""
     done = 0
-    for _, _, run in plan.runs():
+    for run in plan.started_runs():
         path = run / "metrics.jsonl"
         with contextlib.suppress(OSError, ValueError, IndexError, KeyError), path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))

@@ -78,10 +78,10 @@ def test_a_diverged_seed_does_not_set_the_scale() -> None:
 def test_time_axis_has_a_readable_unit() -> None:
     frame = curves({"baseline": 0.0})
     figure = plots.loss_curves(frame, x="train_time_ms")
-    assert figure.axes[0].get_xlabel() == "training time (s)"
+    assert figure.axes[0].get_xlabel().startswith("training time (s)")
     assert thick(figure)["baseline"].get_xdata()[-1] == pytest.approx(10.0)
     slow = plots.loss_curves(frame.assign(train_time_ms=frame["train_time_ms"] * 1000), x="train_time_ms")
-    assert slow.axes[0].get_xlabel() == "training time (min)"
+    assert slow.axes[0].get_xlabel().startswith("training time (min)")
 
 
 def test_redraws_into_the_same_figure_quickly() -> None:
