@@ -104,11 +104,11 @@ def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = Fa
     with records.exclusive(plan.folder.parent / f".{plan.variant}", wait):
         _make_room(plan)
         _declare(plan)
-        todo = [_prepare_run(plan, *run) for run in plan.runs() if _needs_running(plan, run[2])]
-        _log(plan, f"{len(todo)} of {len(plan.seeds)} runs to do on {plan.device}")
-        if todo:
+        pending = [_prepare_run(plan, *run) for run in plan.runs() if _needs_running(plan, run[2])]
+        _log(plan, f"{len(pending)} of {len(plan.seeds)} runs to do on {plan.device}")
+        if pending:
             (plan.folder / "summary.json").unlink(missing_ok=True)
-            launch(todo, plan.config.hardware, poll)
+            launch(pending, plan.config.hardware, poll)
         _collect(plan)
     return Experiment(plan)
 

@@ -6,6 +6,7 @@ missing.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -89,8 +90,9 @@ class _Run:
         return {"study": self.study.name, "stage": self.study.stage, "seeds": self.study.seeds}
 
     def data_step(self) -> Step:
-        key = fingerprint([self.config.data.model_dump(mode="json"), records.numeric_source_hash()])
-        return Step("data", _notebook("00_data"), self._parameters(), self.folder / "data.ipynb", key=key)
+        notebook = _notebook("00_data")
+        inputs = self.config.data.model_dump(mode="json"), records.numeric_source_hash(), _digest(notebook)
+        return Step("data", notebook, self._parameters(), self.folder / "data.ipynb", key=fingerprint(inputs))
 
     def experiment_step(self, number: int | None) -> Step:
         """The baseline's step (None) or that of an ablation."""
@@ -110,13 +112,9 @@ class _Run:
             **self._place(), ablations=[names[s.name] for s in done if s.name in names], missing=missing
         )
         ends = [records.read_json(s.plan.folder / "summary.json")["end_time"] for s in done if s.plan]
-        return Step(
-            "analysis",
-            _notebook("90_analysis"),
-            parameters,
-            self.folder / "analysis.ipynb",
-            key=fingerprint([parameters, ends]),
-        )
+        notebook = _notebook("90_analysis")
+        key = fingerprint([parameters, ends, _digest(notebook)])
+        return Step("analysis", notebook, parameters, self.folder / "analysis.ipynb", key=key)
 
     # ---- running them
 
@@ -124,11 +122,11 @@ class _Run:
         start = time.monotonic()
         self._execute_all([self.data_step()])
         steps = [self.experiment_step(None), *map(self.experiment_step, range(len(self.ablations)))]
-        todo = [step for step in steps if not step.is_done()]
-        print(f"{len(steps) - len(todo)} of {len(steps)} experiments are done already", flush=True)
-        with _progress(todo):
-            self._execute_all([step for step in todo if step.name == "baseline"])
-            self._execute_all([step for step in todo if step.name != "baseline"])
+        pending = [step for step in steps if not step.is_done()]
+        print(f"{len(steps) - len(pending)} of {len(steps)} experiments are done already", flush=True)
+        with _progress(pending):
+            self._execute_all([step for step in pending if step.name == "baseline"])
+            self._execute_all([step for step in pending if step.name != "baseline"])
         analysis = self.analysis_step(steps)
         self._execute_all([analysis])
         print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
@@ -182,6 +180,10 @@ def _from_anywhere(kind: Literal["base", "ablations"], name: str) -> str:
 
 def _notebook(name: str) -> Path:
     return project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def _digest(notebook: Path) -> str:
+    return hashlib.sha256(notebook.read_bytes()).hexdigest()
 
 
 def _papermill(notebook: Path, copy: Path, parameters: Path, log: Any, ended: threading.Event) -> int:
