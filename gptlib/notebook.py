@@ -18,7 +18,7 @@ import pandas as pd
 import PIL.Image
 from IPython.display import HTML, Image, Markdown, display
 from matplotlib.figure import Figure
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from gptlib.config import ConfigError, RunConfig, Section, load_config, project_root, validate
 from gptlib.report import plots
@@ -28,6 +28,7 @@ from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_se
 from gptlib.yaml12 import suggestion
 
 INJECTED = "# Parameters"  # how papermill begins the cell it adds
+SMOKE_VARIANT = "no_qk_norm"
 PICTURE_DPI = 80
 MIN_REDRAW_SECONDS = 1.0
 MAX_REDRAW_SHARE = 0.03  # of the time; drawing competes with training for the same cores
@@ -74,14 +75,20 @@ class BaselineParameters(RunParameters):
 class AblationParameters(RunParameters, Ablation):
     """20_ablations: an ablation file is a set of these."""
 
-    variant: str = "no_qk_norm"
+    variant: str = SMOKE_VARIANT
     hypothesis: str = "Without QK-norm the final validation loss is higher at the same number of steps."
     independent_variable: str = "model.qk_norm"
     change: dict[str, Any] = {"model.qk_norm": False}
     why: str = "QK-norm adds no parameters and hardly any time, so equal steps is equal everything."
     expect: Expectation = Expectation(direction="worse", percent=(0.0, 5.0))
     analysis: Analysis = Analysis(test="paired", alpha=0.05, margin=0.01)
-    source: str = "Henry et al. 2020, arXiv 2010.04245"
+
+    @model_validator(mode="after")
+    def _another_variant_declares_its_own(self) -> "AblationParameters":
+        for name in ("hypothesis", "why"):
+            if self.variant != SMOKE_VARIANT and getattr(self, name) == type(self).model_fields[name].default:
+                raise ValueError(f"{name} is still that of {SMOKE_VARIANT}: declare it for variant={self.variant!r}")
+        return self
 
     def ablation(self) -> Ablation:
         return Ablation(**{name: getattr(self, name) for name in Ablation.model_fields})

@@ -164,3 +164,9 @@ def test_a_corrected_parameters_cell_is_accepted_in_the_same_kernel(namespace):
     check = "from gptlib import notebook\n\np = notebook.check_parameters(notebook.BaselineParameters, globals())"
     corrected["In"] = ["", wrong, check, corrected["In"][1], check]
     assert notebook.check_parameters(notebook.BaselineParameters, corrected).seeds == [42, 43]
+
+
+def test_another_variant_must_declare_its_own_hypothesis(namespace):
+    arrived = namespace("20_ablations") | {"variant": "silu", "change": {"model.activation": "silu"}}
+    with pytest.raises(ConfigError, match="hypothesis is still that of no_qk_norm: declare it for variant='silu'"):
+        notebook.check_parameters(notebook.AblationParameters, arrived | {"independent_variable": "model.activation"})
