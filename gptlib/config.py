@@ -1,4 +1,4 @@
-"""Run configurations: every number that decides what is trained, in one frozen, validated tree.
+"""Run configurations: read from YAML, inherited, overridden, validated, compared, fingerprinted.
 
 A configuration is a YAML file that may name a `base:` file; dotted overrides (`optim.muon.lr=3e-4`) change single
 keys. Nothing else feeds a run: no environment variables, no second precedence. Every problem is reported at once,
@@ -11,173 +11,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
+from gptlib.fields import RunConfig
 from gptlib.yaml12 import ConfigError, parse_scalar, read_yaml, suggestion
 
-__all__ = ["ConfigError", "RunConfig", "load_config"]
+__all__ = ["ConfigError", "load_config"]
 
 Overrides = Mapping[str, Any] | Iterable[str]
 Model = TypeVar("Model", bound=BaseModel)
 MAX_BASE_DEPTH = 8
-
-
-class Section(BaseModel):
-    """Frozen and strict: unknown keys, nan and inf are refused; numbers written as strings are parsed by type."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class DataConfig(Section):
-    corpus: Literal["stories", "text", "tinyshakespeare"] = "stories"
-    path: str = ""  # text: a file or folder; tinyshakespeare: a local copy (downloaded when empty)
-    documents: int = Field(20_000, ge=1)  # stories: how many to write for training
-    val_documents: int = Field(400, ge=1)  # stories: how many to write for validation
-    val_fraction: float = Field(0.1, gt=0, lt=1)  # text: share of the text held out for validation
-    tokenizer: Literal["byte", "char", "bpe", "gpt2"] = "bpe"
-    vocab_size: int = Field(512, ge=258, le=65_536)  # bpe: size to train, special token included
-    rows: Literal["documents", "stream"] = "documents"  # rows begin at a document, or cut the token stream evenly
-    seed: int = Field(0, ge=0)  # stories: seed of the writer; never the seed of a run
-
-    @model_validator(mode="after")
-    def _text_needs_a_path(self) -> "DataConfig":
-        if self.corpus == "text" and not self.path:
-            raise ValueError("corpus 'text' needs data.path: a .txt or .jsonl file, or a folder of them")
-        return self
-
-
-class ModelConfig(Section):
-    num_layers: int = Field(4, ge=1)
-    model_dim: int = Field(128, ge=8)
-    num_heads: int = Field(4, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0)  # hidden width of the feed-forward / model_dim
-    seq_len: int = Field(256, ge=2)  # context, tokens
-    activation: Literal["relu2", "relu", "gelu", "silu"] = "relu2"
-    position: Literal["rope", "none"] = "rope"
-    rope_theta: float = Field(10_000.0, gt=0)
-    qk_norm: bool = True
-    value_embeds: bool = True  # a token table added to the attention values in every second layer
-    zero_init: bool = True  # output projections of attention and feed-forward start at zero
-    tied_head: bool = False
-    logit_softcap: float = Field(15.0, ge=0)  # c * tanh(z / c); 0 turns it off
-    vocab_multiple: int = Field(64, ge=1)  # the vocabulary is padded up to a multiple of this
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "ModelConfig":
-        if self.model_dim % self.num_heads:
-            raise ValueError(f"model.model_dim={self.model_dim} is not a multiple of num_heads={self.num_heads}")
-        if self.position == "rope" and self.head_dim % 2:
-            raise ValueError(f"model.position=rope needs an even head size, not {self.head_dim}")
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        return self.model_dim // self.num_heads
-
-    @property
-    def mlp_dim(self) -> int:
-        return round(self.mlp_ratio * self.model_dim)
-
-    def padded_vocab(self, vocab_size: int) -> int:
-        """Rows of the embedding tables for a tokenizer of `vocab_size` entries."""
-        return -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
-
-
-class MuonConfig(Section):
-    lr: float = Field(0.04, gt=0)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(0.0, ge=0)
-    orthogonalize: Literal["polar_express", "newton_schulz"] = "polar_express"
-    iterations: int = Field(5, ge=1, le=20)
-
-    @model_validator(mode="after")
-    def _polar_express_has_five_coefficients(self) -> "MuonConfig":
-        if self.orthogonalize == "polar_express" and self.iterations > 5:
-            raise ValueError("optim.muon.iterations is at most 5 for polar_express (it has five coefficient triples)")
-        return self
-
-
-class AdamWConfig(Section):
-    matrix_lr: float = Field(0.006, gt=0)  # block matrices, only where optim.matrices is adamw
-    embed_lr: float = Field(0.3, gt=0)  # token and value embeddings
-    head_lr: float = Field(0.02, gt=0)
-    scalar_lr: float = Field(0.01, gt=0)  # gates and other vectors
-    betas: tuple[float, float] = (0.8, 0.95)
-    eps: float = Field(1e-10, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1), not {betas}")
-        return betas
-
-
-class OptimConfig(Section):
-    matrices: Literal["muon", "adamw"] = "muon"  # which optimizer trains the matrices of the blocks
-    muon: MuonConfig = MuonConfig()
-    adamw: AdamWConfig = AdamWConfig()
-    grad_clip: float = Field(0.0, ge=0)  # global gradient norm; 0 turns it off
-
-    @property
-    def matrix_lr(self) -> float:
-        """Peak learning rate of the block matrices, whichever optimizer trains them."""
-        return self.muon.lr if self.matrices == "muon" else self.adamw.matrix_lr
-
-
-class ScheduleConfig(Section):
-    """Learning-rate multiplier; every length is a fraction of the run, so a shorter run keeps its shape."""
-
-    kind: Literal["linear", "cosine"] = "linear"  # constant then linear cooldown, or cosine from the warmup on
-    warmup: float = Field(0.0, ge=0, le=1)
-    cooldown: float = Field(0.6, ge=0, le=1)  # linear only
-    final: float = Field(0.0, ge=0, le=1)  # multiplier at the end
-
-
-class TrainConfig(Section):
-    steps: int = Field(100, ge=1)
-    batch_rows: int = Field(8, ge=1)  # rows of seq_len tokens per optimizer step, over all devices
-
-
-class EvalConfig(Section):
-    every: int = Field(20, ge=0)  # steps between cheap evaluations for the curve; 0: only at the end
-    rows: int = Field(32, ge=1)  # validation rows of a cheap evaluation; the last one always takes all
-    sample_tokens: int = Field(0, ge=0)  # length of the sample written by the finished model
-
-
-class HardwareConfig(Section):
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    ranks: int = Field(1, ge=1)  # processes of one run
-    threads: int = Field(1, ge=1)  # CPU threads per process
-    micro_rows: int = Field(0, ge=0)  # rows per forward pass and rank; 0: as many as the batch has
-    compile: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, fp32 elsewhere
-
-
-class RunConfig(Section):
-    """One training run, except its seed (which belongs to the run, not to what is compared)."""
-
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
-    hardware: HardwareConfig = HardwareConfig()
-
-    @model_validator(mode="after")
-    def _ranks_divide_the_batch(self) -> "RunConfig":
-        if self.train.batch_rows % self.hardware.ranks:
-            raise ValueError(
-                f"train.batch_rows={self.train.batch_rows} is not a multiple of hardware.ranks={self.hardware.ranks}"
-            )
-        return self
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.train.batch_rows * self.model.seq_len
 
 
 # --- validation -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptlib.config import HardwareConfig
+from gptlib.fields import HardwareConfig
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from gptlib import records
 from gptlib.checkpoint import load_checkpoint
-from gptlib.config import RunConfig
 from gptlib.data.dataset import Dataset, open_dataset
 from gptlib.data.loader import validation_batches
 from gptlib.device import Place
+from gptlib.fields import RunConfig
 from gptlib.model import GPT
 
 LEAK_NATS = 20.0  # a proper model beats the realised floor by t nats in total with probability at most e^-t

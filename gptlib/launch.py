@@ -26,7 +26,8 @@ from typing import IO, Any
 import filelock
 
 from gptlib import records
-from gptlib.config import ConfigError, HardwareConfig
+from gptlib.config import ConfigError
+from gptlib.fields import HardwareConfig
 
 POLL_SECONDS = 0.2
 STALL_SECONDS = 1800.0  # a run that writes nothing for so long is ended: a lost peer can block a rank for ever

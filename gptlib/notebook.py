@@ -20,7 +20,8 @@ from IPython.display import HTML, Image, Markdown, display
 from matplotlib.figure import Figure
 from pydantic import field_validator, model_validator
 
-from gptlib.config import ConfigError, RunConfig, Section, load_config, project_root, validate
+from gptlib.config import ConfigError, load_config, project_root, validate
+from gptlib.fields import RunConfig, Section
 from gptlib.report import plots
 from gptlib.stats.compare import Comparison, minimum_detectable_effect
 from gptlib.study.experiment import Experiment, Plan, execute, judge, metrics_frame, plan_experiment, summarise

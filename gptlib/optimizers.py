@@ -1,38 +1,40 @@
 """Which optimizer trains which parameter, and how fast."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from gptlib.config import OptimConfig
+from gptlib.fields import OptimConfig
+from gptlib.model import part_of
 from gptlib.muon import Muon
 
-# The module that owns a parameter decides its role. A tied head is `embed`, trained at the head's rate.
+# What a matrix is decides its role; whatever has one dimension is `scalar`. A tied head is `embed`, trained at the
+# head's rate.
 ROLES = {
-    "embed": "embed",
-    "table": "embed",
+    **dict.fromkeys(("embed", "positions", "value_tables", "bigram_table"), "embed"),
     "head": "head",
-    "gate": "scalar",
-    **dict.fromkeys(("q", "k", "v", "o", "up", "down"), "matrix"),
+    **dict.fromkeys(("value_gate", "head_gate", "smear_gate"), "scalar"),
+    **dict.fromkeys(("q", "k", "v", "o", "up", "down", "w1", "w2", "w3"), "matrix"),
 }
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for embeddings, head and gates; Muon (first in the list) or AdamW for the matrices of the blocks.
+    """AdamW for embeddings, head, gates and vectors; Muon (first in the list) or AdamW for the matrices of the blocks.
 
     Every group has a "name" (matrix, embed, head, scalar) and its unscheduled rate "base_lr". Weight decay is decoupled
     and follows the schedule (it is multiplied by the current lr). A tied embedding belongs to the group "head".
     """
-    groups = _parameters_by_role(model)
-    adamw, rates = config.adamw, _base_lrs(config)
+    groups, adamw = _parameters_by_role(model), config.adamw
     optimizers: list[torch.optim.Optimizer] = []
     if config.matrices == "muon":
         settings = config.muon.model_dump(exclude={"lr"})
-        optimizers.append(Muon([_group("matrix", groups.pop("matrix"), rates)], **settings))
+        optimizers.append(Muon([_group("matrix", groups.pop("matrix"), config)], **settings))
+    split = [(role, kind) for role, members in groups.items() for kind in _by_decay(members, adamw.decay_vectors)]
     optimizers.append(
         torch.optim.AdamW(
-            [_group(role, parameters, rates) for role, parameters in groups.items()],
+            [_group(role, members, config) | decay for role, (members, decay) in split],
             betas=adamw.betas,
             eps=adamw.eps,
             weight_decay=adamw.weight_decay,
@@ -52,27 +54,28 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], multiplier: float) -> No
 
 def _parameters_by_role(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     named = dict(model.named_parameters())
-    tied = not any(_part(name) == "head" for name in named)
+    tied = "head.weight" not in named
     groups: dict[str, list[nn.Parameter]] = {}
-    unknown = [name for name in named if _part(name) not in ROLES]
+    unknown = [name for name, p in named.items() if p.ndim > 1 and part_of(name) not in ROLES]
     assert not unknown, f"parameters without an optimizer (add them to ROLES): {unknown}"
     for name, parameter in named.items():
-        role = "head" if tied and _part(name) == "embed" else ROLES[_part(name)]
-        groups.setdefault(role, []).append(parameter)
+        role = "scalar" if parameter.ndim < 2 else ROLES[part_of(name)]
+        groups.setdefault("head" if tied and name == "embed.weight" else role, []).append(parameter)
     return groups
 
 
-def _part(name: str) -> str:
-    return name.split(".")[-2]
+def _by_decay(members: list[nn.Parameter], decay_vectors: bool) -> list[tuple[list[nn.Parameter], dict[str, Any]]]:
+    """The members that are decayed as configured, and those that are not decayed at all."""
+    vectors = [] if decay_vectors else [p for p in members if p.ndim < 2]
+    others = members if decay_vectors else [p for p in members if p.ndim >= 2]
+    return [(group, settings) for group, settings in ((others, {}), (vectors, {"weight_decay": 0.0})) if group]
 
 
-def _base_lrs(config: OptimConfig) -> dict[str, float]:
+def _group(role: str, parameters: list[nn.Parameter], config: OptimConfig) -> dict[str, Any]:
     adamw = config.adamw
-    return {"matrix": config.matrix_lr, "embed": adamw.embed_lr, "head": adamw.head_lr, "scalar": adamw.scalar_lr}
-
-
-def _group(role: str, parameters: list[nn.Parameter], rates: dict[str, float]) -> dict[str, object]:
-    return {"params": parameters, "name": role, "lr": rates[role], "base_lr": rates[role]}
+    rates = {"embed": adamw.embed_lr, "head": adamw.head_lr, "scalar": adamw.scalar_lr}
+    rate = config.matrix_lr if role == "matrix" else config.lr_scale * rates[role]
+    return {"params": parameters, "name": role, "lr": rate, "base_lr": rate}
 
 
 def _assert_each_once(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:

@@ -29,7 +29,8 @@ from typing import Any
 import filelock
 import psutil
 
-from gptlib.config import RunConfig, fingerprint, project_root
+from gptlib.config import fingerprint, project_root
+from gptlib.fields import RunConfig
 
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")

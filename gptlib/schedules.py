@@ -2,7 +2,7 @@
 
 import math
 
-from gptlib.config import ScheduleConfig
+from gptlib.fields import ScheduleConfig
 
 
 def lr_multiplier(config: ScheduleConfig, progress: float) -> float:

@@ -19,11 +19,11 @@ import torch.distributed as dist
 
 from gptlib import records
 from gptlib.checkpoint import save_checkpoint
-from gptlib.config import RunConfig
 from gptlib.data.dataset import Dataset, open_dataset
 from gptlib.data.loader import Batch, training_batches
 from gptlib.device import Place, take_place
 from gptlib.evaluate import Evaluation, evaluate, generate
+from gptlib.fields import RunConfig
 from gptlib.model import GPT
 from gptlib.optimizers import build_optimizers, set_lr
 from gptlib.schedules import lr_multiplier

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptlib.accounting import count_parameters, flops_per_token
-from gptlib.config import ModelConfig
+from gptlib.fields import ModelConfig
 from gptlib.model import GPT
 
 GRID = list(itertools.product([1, 2, 3], [(8, 2), (48, 3)], [1.0, 2.7, 4.0], [True, False], [True, False]))

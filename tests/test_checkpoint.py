@@ -9,7 +9,7 @@ import torch
 
 from gptlib import checkpoint
 from gptlib.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
-from gptlib.config import ModelConfig, OptimConfig
+from gptlib.fields import ModelConfig, OptimConfig
 from gptlib.model import GPT
 from gptlib.optimizers import build_optimizers
 

@@ -4,7 +4,6 @@ import pytest
 
 from gptlib.config import (
     ConfigError,
-    RunConfig,
     diff,
     dotted_keys,
     fingerprint,
@@ -14,6 +13,7 @@ from gptlib.config import (
     require_only,
     with_changes,
 )
+from gptlib.fields import RunConfig
 from gptlib.yaml12 import parse_scalar, read_yaml
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptlib.config import ModelConfig
+from gptlib.fields import ModelConfig
 from gptlib.model import GPT, has_value_embed
 
 VOCAB = 50  # padded to 64

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptlib.config import ModelConfig, OptimConfig
+from gptlib.fields import ModelConfig, OptimConfig
 from gptlib.model import GPT
 from gptlib.muon import Muon
 from gptlib.optimizers import build_optimizers, set_lr

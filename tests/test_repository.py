@@ -13,7 +13,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from normalise_notebooks import normalised, problems
 
-from gptlib.config import RunConfig, load_config, parse_overrides, read_yaml
+from gptlib.config import load_config, parse_overrides, read_yaml
+from gptlib.fields import RunConfig
 
 ROOT = Path(__file__).parents[1]
 USE_TORCH = {"checkpoint", "device", "evaluate", "layers", "model", "muon", "optimizers", "train"}

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from gptlib.config import ScheduleConfig
+from gptlib.fields import ScheduleConfig
 from gptlib.schedules import lr_multiplier
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gptlib.config import ConfigError, DataConfig, project_root
+from gptlib.config import ConfigError, project_root
 from gptlib.data import stories, telling
 from gptlib.data.shards import sha256_file
+from gptlib.fields import DataConfig
 from gptlib.streams import stream_seed
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -23,10 +23,11 @@ from typing import Any
 import filelock
 import numpy as np
 
-from gptlib.config import ConfigError, DataConfig, fingerprint
+from gptlib.config import ConfigError, fingerprint
 from gptlib.data.corpora import Corpus, open_corpus, source_key
 from gptlib.data.shards import read_shard, sha256_file, write_shard
 from gptlib.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gptlib.fields import DataConfig
 from gptlib.records import RecordError, read_json, write_json
 
 SCHEMA_VERSION = 1

@@ -16,8 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from gptlib.config import RunConfig
 from gptlib.data.dataset import Dataset
+from gptlib.fields import RunConfig
 from gptlib.streams import stream_seed
 
 NOT_SCORED = -1

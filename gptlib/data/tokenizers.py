@@ -17,7 +17,8 @@ import numpy as np
 import tiktoken
 import tokenizers
 
-from gptlib.config import ConfigError, DataConfig
+from gptlib.config import ConfigError
+from gptlib.fields import DataConfig
 
 EOT = "<|endoftext|>"
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # GPT-2's

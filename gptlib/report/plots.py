@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gptlib.config import RunConfig
 from gptlib.data.dataset import Dataset
+from gptlib.fields import RunConfig
 from gptlib.schedules import lr_multiplier
 from gptlib.stats.compare import Comparison
 

@@ -16,8 +16,9 @@ import pandas as pd
 
 from gptlib import records
 from gptlib.accounting import count_parameters, flops_per_token
-from gptlib.config import RunConfig, diff, require_only
+from gptlib.config import diff, require_only
 from gptlib.data.dataset import open_dataset, prepare_dataset
+from gptlib.fields import RunConfig
 from gptlib.launch import launch, record_failure, resolve_device
 from gptlib.stats.compare import Comparison, mean_interval, no_comparison, two_sample
 from gptlib.study.hypothesis import Ablation, Analysis

@@ -6,16 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptlib.config import (
-    ConfigError,
-    Overrides,
-    RunConfig,
-    Section,
-    params_file,
-    parse_overrides,
-    validate,
-    with_changes,
-)
+from gptlib.config import ConfigError, Overrides, params_file, parse_overrides, validate, with_changes
+from gptlib.fields import RunConfig, Section
 from gptlib.records import NAME
 from gptlib.yaml12 import read_yaml
 

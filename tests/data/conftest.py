@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gptlib.config import DataConfig
 from gptlib.data import dataset as dataset_module
 from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
+from gptlib.fields import DataConfig
 
 
 @pytest.fixture(scope="session")

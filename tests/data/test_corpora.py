@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from gptlib.config import ConfigError, DataConfig
+from gptlib.config import ConfigError
 from gptlib.data import corpora
 from gptlib.data.corpora import hold_out, open_corpus, source_key
 from gptlib.data.stories import parse
+from gptlib.fields import DataConfig
 
 SHAKESPEARE = Path(__file__).parents[2].parent / "shared" / "data" / "tinyshakespeare.txt"
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptlib.config import ConfigError, DataConfig
+from gptlib.config import ConfigError
 from gptlib.data import dataset as module
 from gptlib.data.corpora import open_corpus
 from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
 from gptlib.data.shards import sha256_file
 from gptlib.data.tokenizers import Tokenizer
+from gptlib.fields import DataConfig
 
 TextConfig = Callable[..., DataConfig]
 
@@ -175,7 +176,7 @@ def test_checksums_are_computed_once(copy: Path, monkeypatch: pytest.MonkeyPatch
 MAKER = """
 import sys
 from pathlib import Path
-from gptlib.config import DataConfig
+from gptlib.fields import DataConfig
 from gptlib.data.dataset import open_dataset, prepare_dataset
 path = prepare_dataset(DataConfig(documents=2000, val_documents=50), Path(sys.argv[1]), lambda line: print(line))
 print(open_dataset(path).hash)

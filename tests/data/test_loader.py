@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptlib.config import DataConfig, RunConfig
 from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
 from gptlib.data.loader import Batch, Rows, training_batches, training_rows, validation_batches, validation_rows
+from gptlib.fields import DataConfig, RunConfig
 from gptlib.streams import stream_seed
 
 

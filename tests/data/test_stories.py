@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gptlib.config import DataConfig
 from gptlib.data import stories
 from gptlib.data.stories import Story, parse, write_stories
 from gptlib.data.telling import Recall, Table
 from gptlib.data.tokenizers import Tokenizer, build_tokenizer
+from gptlib.fields import DataConfig
 
 WORD_NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

@@ -14,10 +14,11 @@ import tiktoken
 import tiktoken.registry
 import tokenizers
 
-from gptlib.config import ConfigError, DataConfig
+from gptlib.config import ConfigError
 from gptlib.data import tokenizers as module
 from gptlib.data.stories import write_stories
 from gptlib.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gptlib.fields import DataConfig
 
 TEXTS = [
     "",

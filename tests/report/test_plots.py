@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from gptlib.config import RunConfig
+from gptlib.fields import RunConfig
 from gptlib.report import plots
 from gptlib.schedules import lr_multiplier
 from gptlib.stats.compare import Comparison, two_sample
