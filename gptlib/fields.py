@@ -299,6 +299,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.batch_rows={self.train.batch_rows} is not a multiple of hardware.ranks={self.hardware.ranks}"
             )
+        if round(self.schedule.batch.stages[0] * self.train.batch_rows) < self.hardware.ranks:
+            raise ValueError(
+                f"schedule.batch.stages begins with {self.schedule.batch.stages[0]:g} of train.batch_rows="
+                f"{self.train.batch_rows}: too few rows for hardware.ranks={self.hardware.ranks}; begin with more"
+            )
         return self
 
     @property

@@ -246,7 +246,7 @@ class GPT(nn.Module):
             x_btd = self.residual_lambdas[layer] * x_btd
         if self.x0_lambdas is not None:
             x_btd = x_btd + self.x0_lambdas[layer] * x0_btd
-        if self.bigram_lambdas is not None:
+        if self.bigram_lambdas is not None and bigram_btd is not None:
             x_btd = x_btd + self.bigram_lambdas[layer] * bigram_btd
         return x_btd
 

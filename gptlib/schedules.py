@@ -1,8 +1,16 @@
-"""Learning-rate schedule as a pure function of progress: nothing to save, so nothing to lose on resume."""
+"""What changes during a run: learning rate, depth, windows, sequence length, batch.
+
+All but growth are pure functions of progress, the finished fraction of the run: nothing to save, so nothing to lose on
+resume. Growth (sequence length, batch) listens to the training loss.
+"""
 
 import math
+from typing import Any
 
-from gptlib.fields import ScheduleConfig
+import numpy as np
+
+from gptlib.fields import DepthConfig, GrowthConfig, RunConfig, ScheduleConfig, WindowConfig
+from gptlib.streams import stream_seed
 
 
 def lr_multiplier(config: ScheduleConfig, progress: float) -> float:
@@ -25,3 +33,122 @@ def lr_multiplier(config: ScheduleConfig, progress: float) -> float:
         return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
     left = (1 - progress) / config.cooldown if progress > 1 - config.cooldown else 1.0
     return min(rising, config.final + (1 - config.final) * left)
+
+
+def window_share(config: WindowConfig, progress: float) -> float:
+    """Share of its final size that every attention window has: a straight line from `start` to 1 at `full`."""
+    return min(1.0, config.start + (1 - config.start) * progress / config.full)
+
+
+def joining_times(config: DepthConfig, num_layers: int) -> list[float]:
+    """Progress at which each layer becomes active: 0 for the first share, then evenly spaced, the last at `full`."""
+    first = max(1, round(config.start * num_layers))
+    later = num_layers - first
+    return [0.0] * first + [config.full * (j + 1) / later for j in range(later)]
+
+
+def drop_chances(config: DepthConfig, num_layers: int, progress: float) -> list[float]:
+    """Chance that each active layer is left out of a step: `drop` when it joins, falling to 0 at `full`.
+
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) for the layers that were added (progressive stacking: Gong et
+    al. 2019). 0 for layers that were there from the start.
+    """
+
+    def chance(joined: float) -> float:
+        newly = 0 < joined <= progress < config.full
+        return config.drop * (config.full - progress) / (config.full - joined) if newly else 0.0
+
+    return [chance(joined) for joined in joining_times(config, num_layers)]
+
+
+class Growth:
+    """The stages of a GrowthConfig: the next one begins on a plateau of the training loss, or at its latest time.
+
+    Plateau: over the last `window` steps the mean loss was less than `improvement` below that of the window before;
+    both lie within the present stage. `switches` has a row for every stage that was begun.
+    """
+
+    def __init__(self, config: GrowthConfig, steps: int) -> None:
+        self.config, self.steps, self.stage = config, steps, 0
+        self.window = max(1, round(config.window * steps))
+        self.losses: list[float] = []
+        self.switches: list[dict[str, Any]] = []
+
+    def share(self, step: int) -> float:
+        """Share of the final size at `step`; call it for every step, in order."""
+        while self.stage < len(self.config.latest) and (reason := self._reason(step)):
+            self.stage += 1
+            self.losses = []
+            self.switches.append({"step": step, "share": self.config.stages[self.stage], "reason": reason})
+        return self.config.stages[self.stage]
+
+    def observe(self, loss: float) -> None:
+        """The training loss of a step that was made at the present stage."""
+        self.losses.append(loss)
+
+    def _reason(self, step: int) -> str:
+        if step >= self.config.latest[self.stage] * self.steps:
+            return "latest"
+        if len(self.losses) < 2 * self.window or not self.config.improvement:
+            return ""
+        before = sum(self.losses[-2 * self.window : -self.window])
+        now = sum(self.losses[-self.window :])
+        return "plateau" if now > (1 - self.config.improvement) * before else ""
+
+
+class Pace:
+    """The schedules of one run, asked before every step: which layers, which windows, how many rows how long."""
+
+    def __init__(self, config: RunConfig, seed: int) -> None:
+        self.config, self.seed, schedule = config, seed, config.schedule
+        self.lengths = Growth(schedule.curriculum, config.train.steps)
+        self.batches = Growth(schedule.batch, config.train.steps)
+        self._joining = joining_times(schedule.depth, config.model.num_layers)
+
+    def progress(self, step: int) -> float:
+        return step / self.config.train.steps
+
+    def layers(self, step: int, training: bool) -> tuple[int, ...]:
+        """The layers that are computed: the active ones, in training without those that this step leaves out."""
+        progress, count = self.progress(step), len(self._joining)
+        active = [layer for layer in range(count) if self._joining[layer] <= progress]
+        if training and any(chances := drop_chances(self.config.schedule.depth, count, progress)):
+            draws = np.random.PCG64(stream_seed(self.seed, "depth", step)).random_raw(count) / 2.0**64
+            active = [layer for layer in active if draws[layer] >= chances[layer]]
+        return tuple(active)
+
+    def window_share(self, step: int) -> float:
+        return window_share(self.config.schedule.windows, self.progress(step))
+
+    def cut(self, step: int) -> tuple[int, int]:
+        """(rows of full length, tokens a row is cut to) of the global batch; call it for every step, in order."""
+        rows = max(1, round(self.batches.share(step) * self.config.train.batch_rows))
+        return rows, max(1, round(self.lengths.share(step) * self.config.model.seq_len))
+
+    def observe(self, loss: float) -> None:
+        self.lengths.observe(loss)
+        self.batches.observe(loss)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What of it is not constant in this run, for the log."""
+        schedule, state = self.config.schedule, dict[str, Any]()
+        if schedule.curriculum.latest:
+            state["seq_len"] = self.cut(step)[1]
+        if schedule.batch.latest:
+            state["batch_rows"] = self.cut(step)[0]
+        if schedule.depth.start < 1:
+            state["active_layers"] = len(self.layers(step, training=False))
+        if schedule.windows.start < 1:
+            state["window_share"] = self.window_share(step)
+        return state
+
+    def switches(self, until: int) -> list[dict[str, Any]]:
+        """Every switch of a stage up to step `until`: what, when, to which share of its final size, and why."""
+        grown = [{"what": "seq_len", **row} for row in self.lengths.switches]
+        grown += [{"what": "batch_rows", **row} for row in self.batches.switches]
+        for layer, joined in enumerate(self._joining):
+            if joined:
+                step = next(s for s in range(self.config.train.steps + 1) if joined <= self.progress(s))
+                share = (layer + 1) / len(self._joining)
+                grown.append({"what": "depth", "step": step, "share": share, "reason": "schedule"})
+        return sorted((row for row in grown if row["step"] <= until), key=lambda row: row["step"])

@@ -20,13 +20,13 @@ import torch.distributed as dist
 from gptlib import records
 from gptlib.checkpoint import save_checkpoint
 from gptlib.data.dataset import Dataset, open_dataset
-from gptlib.data.loader import Batch, training_batches
+from gptlib.data.loader import Batch, TrainingStream
 from gptlib.device import Place, take_place
 from gptlib.evaluate import Evaluation, evaluate, generate
 from gptlib.fields import RunConfig
 from gptlib.model import GPT
 from gptlib.optimizers import build_optimizers, set_lr
-from gptlib.schedules import lr_multiplier
+from gptlib.schedules import Pace, lr_multiplier
 from gptlib.streams import stream_seed
 
 Log = Callable[[dict[str, Any]], None]
@@ -36,54 +36,56 @@ DIVERGED_FACTOR = 3.0  # a loss above this multiple of ln(vocabulary), the loss 
 
 def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log) -> tuple[GPT, dict[str, Any]]:
     """Train one model; returns it with the fields of its result. `log` gets a metrics row per logged step."""
-    seed_everything(seed)
-    model = GPT(config.model, dataset.vocab_size)
-    model.init_weights(seed)
-    model.to(place.device)
-    optimizers = build_optimizers(model, config.optim)
+    model, optimizers = build(config, dataset, seed, place)
     compute = torch.compile(model) if config.hardware.compile else model
-    batches = training_batches(dataset, config, seed, place.rank, place.world)
-    micro_rows = config.hardware.micro_rows or config.train.batch_rows // place.world
+    batches, pace = TrainingStream(dataset, config, seed, place.rank, place.world), Pace(config, seed)
+    micro_tokens = config.model.seq_len * (config.hardware.micro_rows or config.train.batch_rows // place.world)
     steps, every = config.train.steps, config.eval.every
     log_every = -(-steps // MAX_LOGGED_STEPS)
     limit = DIVERGED_FACTOR * math.log(dataset.vocab_size)
-    seconds, loss, row, best = 0.0, float("nan"), dict[str, Any](), float("inf")
+    seconds, tokens, loss, row, best = 0.0, 0, float("nan"), dict[str, Any](), float("inf")
+
+    def outcome(status: str, step: int) -> dict[str, Any]:
+        batches.close()
+        return _outcome(status, step, seconds, loss, place) | {"tokens": tokens, "switches": pace.switches(step)}
 
     for step in range(steps + 1):
         last = step == steps
 
         # ---- evaluation: the clock stands still; the last one takes every validation position
+        model.layers_on, model.window_share = pace.layers(step, training=False), pace.window_share(step)
         if last or (every and step % every == 0):
             evaluation = evaluate(model, dataset, config, place, None if last else config.eval.rows)
             if not evaluation.loss <= limit:  # nan is not
                 log({"step": step, "train_time_ms": 1000 * seconds, **row})
-                return model, {**_outcome("diverged", step, seconds, loss, place), "diverged_at": step}
+                return model, outcome("diverged", step)
             best = min(best, evaluation.loss)
             row |= {"val_loss": evaluation.loss, "val_excess": evaluation.excess}
         if row and (last or step % log_every == 0 or "val_loss" in row):
-            log({"step": step, "train_time_ms": 1000 * seconds, **row})
+            log({"step": step, "train_time_ms": 1000 * seconds, "tokens": tokens, **row})
         if last:
             break
 
         # ---- one step
         place.synchronize()
         start = time.perf_counter()
-        batch, _ = next(batches)
-        loss, micro_rows = accumulate_gradients(compute, batch, micro_rows, place)
+        rows, length = pace.cut(step)
+        model.layers_on = pace.layers(step, training=True)
+        batch = batches.take(rows, length)
+        seed_dropout(config, seed, step, place)
+        loss, micro_tokens = accumulate_gradients(compute, batch, micro_tokens, place)
         if place.world > 1:
             loss = average_over_ranks(model, loss, int((batch.targets >= 0).sum()), place)
         if not math.isfinite(loss) or loss > limit:
             log({"step": step, "train_time_ms": 1000 * seconds})
-            return model, {**_outcome("diverged", step, seconds, loss, place), "diverged_at": step}
+            return model, outcome("diverged", step)
+        pace.observe(loss)
         norm = clip_gradients(model, config.optim.grad_clip)
         multiplier = lr_multiplier(config.schedule, step / steps)
-        set_lr(optimizers, multiplier)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update(optimizers, multiplier)
         place.synchronize()
-        step_seconds = time.perf_counter() - start
-        seconds += step_seconds
+        step_seconds, step_tokens = time.perf_counter() - start, rows * config.model.seq_len
+        seconds, tokens = seconds + step_seconds, tokens + step_tokens
 
         # ---- what is logged with the next step's number: the state after this one
         row = {
@@ -92,11 +94,34 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             "lr_multiplier": multiplier,
             "grad_norm": norm,
             "step_avg_ms": 1000 * seconds / (step + 1),
-            "tokens_per_second": config.tokens_per_step / step_seconds,
+            "tokens_per_second": step_tokens / step_seconds,
             "memory_mib": place.memory_mib(),
+            **pace.state(step),
         }
-    batches.close()
-    return model, {**_outcome("finished", steps, seconds, loss, place), **_finals(evaluation, best, seconds, config)}
+    return model, {**outcome("finished", steps), **_finals(evaluation, best, seconds, tokens, steps)}
+
+
+def build(config: RunConfig, dataset: Dataset, seed: int, place: Place) -> tuple[GPT, list[torch.optim.Optimizer]]:
+    """The model at its start, on the device, and what trains it."""
+    seed_everything(seed)
+    model = GPT(config.model, dataset.vocab_size)
+    model.init_weights(seed)
+    model.to(place.device)
+    return model, build_optimizers(model, config.optim)
+
+
+def seed_dropout(config: RunConfig, seed: int, step: int, place: Place) -> None:
+    """Dropout draws on torch's own generator: seeded anew for every step, it needs no state to resume from."""
+    if config.model.dropout:
+        torch.manual_seed(stream_seed(seed, "dropout", step, place.rank))
+
+
+def update(optimizers: list[torch.optim.Optimizer], multiplier: float) -> None:
+    """One step of every optimizer at its scheduled rate; gradients are gone afterwards."""
+    set_lr(optimizers, multiplier)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def seed_everything(seed: int) -> None:
@@ -106,12 +131,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(stream_seed(seed, "torch"))
 
 
-def accumulate_gradients(compute: Any, batch: Batch, micro_rows: int, place: Place) -> tuple[float, int]:
+def accumulate_gradients(compute: Any, batch: Batch, micro_tokens: int, place: Place) -> tuple[float, int]:
     """Mean loss of this rank's scored targets with gradients left in place; out of memory halves the rows per pass.
 
-    Returns the loss in nats/token and the rows per pass that fitted.
+    Returns the loss in nats/token and the tokens per pass that fitted.
     """
-    rows, scored = len(batch.inputs), batch.targets >= 0
+    (rows, length), scored = batch.inputs.shape, batch.targets >= 0
+    micro_rows = max(1, micro_tokens // length)
     while True:
         try:
             loss = torch.zeros((), device=place.device)
@@ -122,11 +148,12 @@ def accumulate_gradients(compute: Any, batch: Batch, micro_rows: int, place: Pla
                     part_loss = compute(inputs_bt, targets_bt) * float(scored[part].sum() / scored.sum())
                 part_loss.backward()
                 loss += part_loss.detach()
-            return float(loss), micro_rows
+            return float(loss), micro_tokens
         except torch.OutOfMemoryError:
             if micro_rows == 1:
                 raise
             micro_rows = -(-micro_rows // 2)
+            micro_tokens = micro_rows * length
             compute.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             print(f"out of memory: {micro_rows} rows per pass from here on, the same global batch", flush=True)
@@ -155,7 +182,7 @@ def clip_gradients(model: GPT, limit: float) -> float:
 
 
 def _outcome(status: str, step: int, seconds: float, loss: float, place: Place) -> dict[str, Any]:
-    return {
+    return ({"diverged_at": step} if status == "diverged" else {}) | {
         "status": status,
         "success": status == "finished",
         "final_step": step,
@@ -166,15 +193,15 @@ def _outcome(status: str, step: int, seconds: float, loss: float, place: Place) 
     }
 
 
-def _finals(evaluation: Evaluation, best: float, seconds: float, config: RunConfig) -> dict[str, Any]:
+def _finals(evaluation: Evaluation, best: float, seconds: float, tokens: int, steps: int) -> dict[str, Any]:
     values = dataclasses.asdict(evaluation)
     return {
         "final_val_loss": values.pop("loss"),
         "best_val_loss": best,
         "val_tokens": values.pop("tokens"),
         **values,
-        "step_avg_ms": 1000 * seconds / config.train.steps,
-        "tokens_per_second": config.tokens_per_step * config.train.steps / seconds,
+        "step_avg_ms": 1000 * seconds / steps,
+        "tokens_per_second": tokens / seconds,
     }
 
 

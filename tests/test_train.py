@@ -110,7 +110,7 @@ def whole_batch(model, batch):
 def test_every_scored_target_weighs_the_same_in_whatever_pass_it_is(uneven, micro_rows):
     model, batch = uneven
     expected, expected_gradients = whole_batch(model, batch)
-    loss, _ = accumulate_gradients(model, batch, micro_rows, CPU)
+    loss, _ = accumulate_gradients(model, batch, micro_rows * 256, CPU)
     assert loss == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
@@ -135,8 +135,8 @@ def test_out_of_memory_halves_the_rows_of_a_pass_and_keeps_the_batch(uneven, cap
             return model(inputs, targets)
 
     expected, expected_gradients = whole_batch(model, batch)
-    loss, micro_rows = accumulate_gradients(Small(), batch, 4, CPU)
-    assert sizes == [4, 2, 1, 1, 1, 1] and micro_rows == 1 and "out of memory: 1 rows" in capsys.readouterr().out
+    loss, micro_tokens = accumulate_gradients(Small(), batch, 4 * 256, CPU)
+    assert sizes == [4, 2, 1, 1, 1, 1] and micro_tokens == 256 and "out of memory: 1 rows" in capsys.readouterr().out
     assert loss == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
@@ -149,7 +149,9 @@ def test_ranks_weigh_by_their_scored_targets(uneven, monkeypatch):
     for rows in (slice(0, 2), slice(2, 4)):
         part = Batch(batch.inputs[rows], batch.targets[rows], None)
         model.zero_grad()
-        ranks.append((accumulate_gradients(model, part, 2, CPU)[0], int((part.targets >= 0).sum()), gradients(model)))
+        ranks.append(
+            (accumulate_gradients(model, part, 2 * 256, CPU)[0], int((part.targets >= 0).sum()), gradients(model))
+        )
     sent = []
 
     def all_reduce(flat):  # the first rank only speaks; the second one hears the sum
@@ -176,7 +178,7 @@ def total_norm(model):
 @pytest.mark.parametrize("limit", [0.0, 0.05, 1e6])
 def test_clipping_limits_the_global_norm_and_keeps_the_direction(uneven, limit):
     model, batch = uneven
-    accumulate_gradients(model, batch, 4, CPU)
+    accumulate_gradients(model, batch, 4 * 256, CPU)
     before, norm = gradients(model), total_norm(model)
     assert norm > 0.05
     assert clip_gradients(model, limit) == pytest.approx(norm, rel=1e-5)

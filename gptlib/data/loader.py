@@ -118,21 +118,72 @@ def training_batches(
     """Endless (batch, state); `state` rows are consumed by all ranks after this batch, and `start=state` goes on there.
 
     A step takes train.batch_rows global rows, a rank its contiguous share of them (b = batch_rows / world). Global row
-    g is row g % n of epoch g // n, each epoch with its own permutation of the n rows. The next batch is read by a
-    thread, which ends when the generator is closed.
+    g is row g % n of epoch g // n, each epoch with its own permutation of the n rows, or with its own n random ones.
+    The next batch is read by a thread, which ends when the generator is closed.
     """
     rows = training_rows(dataset, config)
     count, total = len(rows.starts), config.train.batch_rows
     share, remainder = divmod(total, world)
     assert not remainder and 0 <= rank < world and start >= 0
-    order = lru_cache(maxsize=2)(lambda epoch: _permutation(seed, epoch, count))
+    drawn = _random_rows if config.data.rows == "random" else _permuted_rows
+    epoch_rows = lru_cache(maxsize=2)(lambda epoch: drawn(dataset, rows, seed, epoch))
 
     def read(state: int) -> Batch:
-        first = state + rank * share
-        picked = np.array([order(g // count)[g % count] for g in range(first, first + share)])
-        return _read_rows(dataset, "train", rows, picked, config.model.seq_len)
+        epochs, places = np.divmod(np.arange(share) + state + rank * share, count)
+        parts = [
+            _read_rows(dataset, "train", epoch_rows(int(epoch)), places[epochs == epoch], config.model.seq_len)
+            for epoch in np.unique(epochs)
+        ]
+        return _concatenated(parts)
 
     return _prefetched(read, start, total)
+
+
+class TrainingStream:
+    """Training batches whose rows may grow in number and length; tokens come in the order of training_batches.
+
+    Rows that are cut shorter are cut in order and packed, so that no token is lost: the end of one row and the start of
+    the next may share a shorter row. Rank r of a changing batch has rows r, r + world, ...
+    """
+
+    def __init__(self, dataset: Dataset, config: RunConfig, seed: int, rank: int = 0, world: int = 1) -> None:
+        schedule = config.schedule
+        self._grows = bool(schedule.curriculum.latest or schedule.batch.latest)
+        self._rank, self._world = rank, world
+        self._batches = training_batches(dataset, config, seed, *((0, 1) if self._grows else (rank, world)))
+        self._waiting: Batch | None = None
+
+    def take(self, rows: int, length: int) -> Batch:
+        """This rank's share of the next `rows` global rows, cut to `length` tokens."""
+        if not self._grows:
+            return next(self._batches)[0]
+        waiting = [] if self._waiting is None else [self._waiting]
+        while sum(len(batch.inputs) for batch in waiting) < rows:
+            waiting.append(next(self._batches)[0])
+        all_rows = _concatenated(waiting)
+        self._waiting = _part(all_rows, slice(rows, None))
+        return _part(recut(_part(all_rows, slice(rows)), length), slice(self._rank, None, self._world))
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+def recut(batch: Batch, length: int) -> Batch:
+    """The tokens of `batch` in rows of `length`; what is missing in the last row is not scored."""
+    inputs, targets = batch.inputs.ravel(), batch.targets.ravel()
+    missing = -len(inputs) % length
+    inputs = np.append(inputs, np.zeros(missing, inputs.dtype))
+    targets = np.append(targets, np.full(missing, NOT_SCORED, targets.dtype))
+    return Batch(inputs.reshape(-1, length), targets.reshape(-1, length), None)
+
+
+def _concatenated(batches: list[Batch]) -> Batch:
+    inputs, targets = (np.concatenate([getattr(b, name) for b in batches]) for name in ("inputs", "targets"))
+    return Batch(inputs, targets, None)
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    return Batch(np.ascontiguousarray(batch.inputs[rows]), np.ascontiguousarray(batch.targets[rows]), None)
 
 
 def validation_batches(
@@ -154,10 +205,24 @@ def validation_batches(
         yield batch
 
 
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Ranks of raw PCG64 numbers: NumPy keeps its bit generators the same over versions, but not its shuffles."""
-    raw = np.random.PCG64(stream_seed(seed, "data_order", epoch)).random_raw(count)
-    return np.argsort(raw, kind="stable")
+def _permuted_rows(dataset: Dataset, rows: Rows, seed: int, epoch: int) -> Rows:
+    """Ordered by raw PCG64 numbers: NumPy keeps its bit generators the same over versions, but not its shuffles."""
+    order = np.argsort(_raw_numbers(seed, epoch, len(rows.starts)), kind="stable")
+    return Rows(rows.shards[order], rows.starts[order], rows.lengths[order], rows.left_out)
+
+
+def _random_rows(dataset: Dataset, rows: Rows, seed: int, epoch: int) -> Rows:
+    """As many whole windows, each beginning at any token of any shard that has a window's length behind it."""
+    length = int(rows.lengths[0])
+    choices = np.array([max(0, len(tokens) - length) for tokens in dataset.tokens("train")])
+    before = np.cumsum(choices) - choices
+    drawn = (_raw_numbers(seed, epoch, len(rows.starts)) % np.uint64(choices.sum())).astype(np.int64)
+    shards = np.searchsorted(before + choices, drawn, side="right")
+    return Rows(shards, drawn - before[shards], rows.lengths, rows.left_out)
+
+
+def _raw_numbers(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.PCG64(stream_seed(seed, "data_order", epoch)).random_raw(count)
 
 
 def _read_rows(dataset: Dataset, split: str, rows: Rows, picked: np.ndarray, seq_len: int) -> Batch:

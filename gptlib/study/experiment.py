@@ -287,7 +287,7 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
 def accounting(config: RunConfig, vocab_size: int) -> dict[str, float]:
     """Parameters, FLOPs and tokens of one run, from closed forms."""
     count = count_parameters(config.model, vocab_size)
-    per_token, tokens = flops_per_token(config.model, vocab_size), config.tokens_per_step * config.train.steps
+    per_token, tokens = flops_per_token(config.model, vocab_size), config.planned_tokens
     return {
         "total": count.total,
         "non_embedding": count.non_embedding,

@@ -1,15 +1,19 @@
 """What is claimed before anything runs: one ablation, its hypothesis, and how it will be judged; a study of several."""
 
+import re
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptlib.config import ConfigError, Overrides, params_file, parse_overrides, validate, with_changes
+from gptlib.config import ConfigError, Overrides, flatten, params_file, parse_overrides, validate, with_changes
 from gptlib.fields import RunConfig, Section
 from gptlib.records import NAME
 from gptlib.yaml12 import read_yaml
+
+FACTOR = re.compile(r"x(\d+(?:\.\d+)?)(?:/([1-9]\d*))?")
 
 
 class Expectation(Section):
@@ -81,8 +85,20 @@ class Ablation(Section):
         return self
 
     def apply(self, baseline: RunConfig) -> RunConfig:
-        """The variant's configuration. Raises ConfigError."""
-        return with_changes(baseline, self.change)
+        """The variant's configuration, factors such as "x2/3" taken of the baseline's values. Raises ConfigError."""
+        old = flatten(baseline.model_dump(mode="json"))
+        return with_changes(baseline, {key: _scaled(key, value, old[key]) for key, value in self.change.items()})
+
+
+def _scaled(key: str, value: Any, old: Any) -> Any:
+    """`value`, or where it is a factor ("x3", "x1.5", "x2/3") that factor of `old`; whole numbers stay whole."""
+    factor = FACTOR.fullmatch(value) if isinstance(value, str) else None
+    if factor is None:
+        return value
+    if isinstance(old, bool) or not isinstance(old, int | float):
+        raise ConfigError(f"change: {key}={value}: a factor needs a number to multiply, the baseline has {old!r}")
+    new = Fraction(old) * Fraction(factor[1]) / int(factor[2] or 1)
+    return max(1, round(new)) if isinstance(old, int) else float(new)
 
 
 class Study(Section):
