@@ -55,7 +55,9 @@ def main(base: str, overrides: list[str]) -> None:
 
     medians = {name: statistics.median(values[WARMUP:]) for name, values in times.items()}
     total = sum(medians.values())
-    print(f"{base} {' '.join(overrides)}: {model.get_num_params():,} parameters, {config.tokens_per_step} tokens a step")
+    print(
+        f"{base} {' '.join(overrides)}: {model.get_num_params():,} parameters, {config.tokens_per_step} tokens a step"
+    )
     print(f"{platform.machine()}, torch {torch.__version__}, {place.device}, {config.hardware.threads} thread(s)\n")
     print("| part | ms | share |\n|---|---:|---:|")
     for name, median in [*medians.items(), ("step", total)]:

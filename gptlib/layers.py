@@ -69,7 +69,7 @@ def rotary_tables(
     """cos and signed sin, each (*positions.shape, head_dim) in fp32, for `rotate`; made once, not once per layer.
 
     Of the head_dim / 2 pairs the first `fraction` turns, at theta**(-i / their number), and the others stand still
-    (half-truncated RoPE: modded-nanogpt, January 2025).
+    (half-truncated RoPE: modded-nanogpt, December 2024).
     """
     pairs = head_dim // 2
     turning = max(1, round(fraction * pairs))

@@ -21,10 +21,20 @@ from matplotlib.figure import Figure
 from pydantic import field_validator, model_validator
 
 from gptlib.config import ConfigError, load_config, project_root, validate
+from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig, Section
-from gptlib.report import plots
+from gptlib.report import plots, tables
 from gptlib.stats.compare import Comparison, minimum_detectable_effect
-from gptlib.study.experiment import Experiment, Plan, execute, judge, metrics_frame, plan_experiment, summarise
+from gptlib.study.experiment import (
+    Experiment,
+    Plan,
+    accounting,
+    execute,
+    judge,
+    metrics_frame,
+    plan_experiment,
+    summarise,
+)
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds, load_ablation
 from gptlib.yaml12 import suggestion
 
@@ -307,6 +317,21 @@ def declaration(parameters: AblationParameters) -> Markdown:
         f"smallest difference that matters {a.analysis.margin:g} nats/token, seeds {a.seeds}.",
     ]
     return Markdown("\n\n".join(rows + ([f"**Source.** {a.source}"] if a.source else [])))
+
+
+def planned_cost(baseline: Plan, variant: Plan) -> HTML:
+    """What one run of each arm costs, from closed forms, and how many runs are still to do; shown before training."""
+    arms = {"baseline": baseline, variant.variant: variant}
+    costs = {name: accounting(plan.config, open_dataset(plan.dataset).vocab_size) for name, plan in arms.items()}
+    runs = [f"{len(plan.pending())} of {len(plan.seeds)} of {name}" for name, plan in arms.items()]
+    flops = [costs[name]["total_flops"] for name in arms]
+    total = sum(len(plan.pending()) * cost for plan, cost in zip(arms.values(), flops, strict=True))
+    said = f"Runs still to train: {', '.join(runs)}; in all {total:.3g} FLOPs."
+    if baseline.is_complete():
+        seconds, ratio = Experiment(baseline).costs()["time_seconds"], flops[1] / flops[0]
+        said += f" A run of the baseline took {seconds:.0f} s; by FLOPs one of the variant takes {ratio:.2f} times it."
+    table = tables.matched_table(costs["baseline"], costs[variant.variant]).drop(index="time (s)")
+    return HTML(f"{table.to_html()}<p>{said}</p>")
 
 
 def verdict(experiment: Experiment, comparison: Comparison) -> Markdown:

@@ -157,7 +157,52 @@ def test_all_shipped_parameter_files_load():
     ablations = [load_ablation(path) for path in (root / "ablations").glob("*.yaml")]
     studies = [load_study(path) for path in (root / "studies").glob("*.yaml")]
     assert len(bases) >= 3 and len(ablations) >= 6 and len(studies) >= 2
-    for ablation, path in zip(ablations, (root / "ablations").glob("*.yaml"), strict=True):
-        assert ablation.variant == path.stem
-        variant = ablation.apply(load_config("quickstart"))
-        require_only(load_config("quickstart"), variant, ablation.change)
+
+
+def test_every_shipped_study_passes_the_difference_gate_on_its_own_base():
+    from gptlib.study.hypothesis import load_ablation, load_study
+
+    for path in (project_root() / "params" / "studies").glob("*.yaml"):
+        study = load_study(path)
+        base = load_config(study.base, study.overrides)
+        for name in study.ablations:
+            ablation = load_ablation(name)
+            require_only(base, ablation.apply(base), ablation.change)
+
+
+def test_lists_and_words_of_a_file_are_overrides_too():
+    config = load_config("smoke", ["model.skip_attention=[0, 1]", "model.window_pattern=SL", "model.value_layers=[]"])
+    assert config.model.skip_attention == (0, 1) and config.model.window_pattern == "SL"
+    assert with_changes(config, {"model.skip_attention": []}).model.skip_attention == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.skip_attention=[2]"], "model.skip_attention=[2]: give layers from 0 to 1, each once"),
+        (["model.value_layers=[1, 1]"], "model.value_layers=[1, 1]: give layers from 0 to 1, each once"),
+        (["model.value_layers=[-1]"], "model.value_layers=[-1]: give layers from 0 to 1"),
+        (["model.num_kv_heads=3"], "model.num_heads=2 is not a multiple of num_kv_heads=3"),
+        (["model.model_dim=34"], "model.position=rope needs an even head size, not 17"),
+        (["model.norm_bias=true"], "model.norm_bias=true needs norm=layer"),
+        (["model.window_pattern=SX"], "model.window_pattern='SX': String should match pattern"),
+        (["model.dropout=1"], "model.dropout=1: Input should be less than 1"),
+        (["data.rows=shuffled"], "data.rows='shuffled': Input should be 'documents', 'stream' or 'random'"),
+    ],
+)
+def test_a_switch_that_does_not_fit_is_one_line_with_its_remedy(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load_config("smoke", overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_lists_survive_json_and_compare_by_value():
+    lists = {"model.skip_attention": [0], "schedule.batch.stages": [0.5, 1], "schedule.batch.latest": [0.5]}
+    config = load_config("smoke", lists)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert diff(config, RunConfig.model_validate_json(config.model_dump_json())) == {}
+    assert diff(load_config("smoke"), config) == {
+        "model.skip_attention": ([], [0]),
+        "schedule.batch.stages": ([1.0], [0.5, 1.0]),
+        "schedule.batch.latest": ([], [0.5]),
+    }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptlib.muon import NEWTON_SCHULZ, POLAR_EXPRESS, Muon, newton_schulz, polar_express
+from gptlib.muon import CONVERGENT, NEWTON_SCHULZ, POLAR_EXPRESS, Muon, convergent, newton_schulz, polar_express
 
 SHAPES = [(1, 24, 24), (3, 16, 64), (2, 64, 16), (2, 1, 9)]
 
@@ -31,6 +31,9 @@ def test_iterations_equal_their_polynomial_of_the_singular_values(shape: tuple[i
     newton = mapped_singular_values(g, [NEWTON_SCHULZ] * 5, 1.0, 1e-7)
     torch.testing.assert_close(polar_express(g.float()).double(), polar, atol=2e-4, rtol=0)
     torch.testing.assert_close(newton_schulz(g.float()).double(), newton, atol=2e-4, rtol=0)
+    for iterations in (3, 12):
+        expected = mapped_singular_values(g, [CONVERGENT] * iterations, 1.0, 1e-7)
+        torch.testing.assert_close(convergent(g.float(), iterations).double(), expected, atol=2e-4, rtol=0)
 
 
 def spread_out(smallest: float) -> Tensor:
@@ -58,7 +61,29 @@ def test_polar_express_is_close_to_the_polar_factor(shape: tuple[int, ...]) -> N
     assert torch.cosine_similarity(result.flatten(), (u @ vt).flatten(), dim=0) > 0.99
 
 
-@pytest.mark.parametrize("orthogonalize", [newton_schulz, polar_express])
+@pytest.mark.parametrize("shape", [(2, 48, 48), (2, 32, 96), (2, 96, 32)], ids=str)
+def test_twelve_convergent_iterations_give_the_polar_factor(shape: tuple[int, ...]) -> None:
+    """Singular values from 1 % of the Frobenius norm up; Jordan's quintic would stay in a band around 1."""
+    u, _, vt = torch.linalg.svd(matrices(shape), full_matrices=False)
+    s = torch.logspace(math.log10(0.01), math.log10(0.3), u.shape[-1], dtype=torch.float64)
+    s[-1] = (1 - s[:-1].square().sum()).sqrt()
+    g = (u * s.unsqueeze(-2)) @ vt
+    torch.testing.assert_close(convergent(g.float(), 12).double(), u @ vt, atol=1e-4, rtol=0)
+    assert (newton_schulz(g.float(), 12).double() - u @ vt).abs().max() > 0.01
+    assert (convergent(g.float(), 5).double() - u @ vt).abs().max() > 0.01  # not there yet
+
+
+def test_muon_takes_the_convergent_iteration_by_name() -> None:
+    params = parameters((24, 8), (8, 24))
+    gradients, before = give_gradients(params, 0), [p.detach().clone() for p in params]
+    Muon(params, lr=0.1, orthogonalize="convergent", iterations=12).step()
+    for p, gradient, start in zip(params, gradients, before, strict=True):
+        u, _, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
+        expected = -0.1 * max(1, p.shape[0] / p.shape[1]) ** 0.5 * u @ vt
+        torch.testing.assert_close((p.detach() - start).double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("orthogonalize", [newton_schulz, polar_express, convergent])
 def test_batched_equals_one_by_one_and_transposing_commutes(orthogonalize: Callable[[Tensor], Tensor]) -> None:
     g = matrices((4, 16, 48)).float()
     together = orthogonalize(g)
@@ -66,7 +91,7 @@ def test_batched_equals_one_by_one_and_transposing_commutes(orthogonalize: Calla
     torch.testing.assert_close(orthogonalize(g.mT), together.mT, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("orthogonalize", [newton_schulz, polar_express])
+@pytest.mark.parametrize("orthogonalize", [newton_schulz, polar_express, convergent])
 def test_zero_and_tiny_gradients(orthogonalize: Callable[[Tensor], Tensor]) -> None:
     assert torch.equal(orthogonalize(torch.zeros(2, 8, 4)), torch.zeros(2, 8, 4))
     assert torch.isfinite(orthogonalize(torch.full((1, 8, 4), 1e-30))).all()

@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def test_each_parameter_goes_where_it_belongs(matrices: str, tied: bool, value_e
     assert placed.keys() == {name for name, _ in model.named_parameters()}
     adamw = torch.optim.AdamW
     for name, place in placed.items():
-        if "attn.value_embed.table" in name:
+        if name.startswith("value_tables"):
             assert place == ("embed", adamw)
         elif "gate" in name:
             assert place == ("scalar", adamw)
@@ -39,6 +40,81 @@ def test_each_parameter_goes_where_it_belongs(matrices: str, tied: bool, value_e
             assert place == ("matrix", Muon if matrices == "muon" else adamw)
         else:
             assert place == ("head" if tied or name == "head.weight" else "embed", adamw)
+
+
+# Every kind of parameter, by the models that have it.
+RICH: list[dict[str, Any]] = [
+    {
+        **{"norm": "layer", "norm_gain": True, "norm_bias": True, "bias": True, "position": "learned"},
+        **{"attention_gate": True, "num_kv_heads": 1, "value_mix": "lambdas", "unet_skips": True, "smear": True},
+        **{"residual_lambdas": True, "x0_lambdas": True, "backout": True, "bigram_embeds": True, "head_bias": True},
+    },
+    {"activation": "swiglu", "tied_head": True, "head_bias": True, "parallel_block": True, "norm_gain": True},
+    {"activation": "geglu", "bias": True, "value_mix": "gate", "norm_placement": "post", "norm_gain": True},
+]
+KINDS = {
+    "matrix": r"blocks\.\d+\.(attn\.[qkvo]|mlp\.(up|down|w1|w2|w3))\.weight",
+    "embed": r"(embed|positions|bigram_table|value_tables\.\d+)\.weight",
+    "head": r"head\.weight",
+    "scalar": r".*(norm\.weight|gate\.weight|bias|lambdas?|skip_weights)",
+}
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_each_kind_of_parameter_has_its_role(matrices: str) -> None:
+    kinds = set()
+    for changes in RICH:
+        model = GPT(ModelConfig(**SMALL, **changes), 64)
+        placed = groups_by_name(model, build_optimizers(model, OptimConfig(matrices=matrices)))
+        assert placed.keys() == {name for name, _ in model.named_parameters()}
+        for name, (role, optimizer) in placed.items():
+            (expected,) = (kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name))
+            tied = name == "embed.weight" and changes.get("tied_head")
+            assert role == ("head" if tied else expected), name
+            assert optimizer is (Muon if role == "matrix" and matrices == "muon" else torch.optim.AdamW), name
+            kinds.add(re.sub(r"\.\d+\.", ".", name))
+    assert len(kinds) == 44  # 9 matrices, 4 tables, a head, 3 gates, 5 norms with 4 biases, 11 other biases, 7 weights
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_vectors_are_decayed_only_if_asked(decay_vectors: bool, matrices: str) -> None:
+    """Without a gradient nothing but the decay moves a parameter: by 1 - lr * decay."""
+    adamw = {"weight_decay": 0.5, "decay_vectors": decay_vectors}
+    config = OptimConfig.model_validate({"matrices": matrices, "muon": {"weight_decay": 0.25}, "adamw": adamw})
+    for changes in RICH:
+        model = GPT(ModelConfig(**SMALL, **changes), 64)
+        optimizers = build_optimizers(model, config)
+        roles = groups_by_name(model, optimizers)
+        for parameter in model.parameters():
+            torch.nn.init.ones_(parameter)
+            parameter.grad = torch.zeros_like(parameter)
+        for optimizer in optimizers:
+            optimizer.step()
+        rates = {"matrix": config.matrix_lr, "embed": 0.3, "head": 0.02, "scalar": 0.01}
+        for name, parameter in model.named_parameters():
+            role, optimizer = roles[name]
+            decay = 0.25 if optimizer is Muon else 0.5 if decay_vectors or parameter.ndim > 1 else 0.0
+            assert parameter.flatten()[0].item() == pytest.approx(1 - rates[role] * decay, abs=1e-6), name
+            assert (parameter == parameter.flatten()[0]).all()
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_lr_scale_multiplies_every_rate(matrices: str, decay_vectors: bool) -> None:
+    def rates(scale: float) -> list[tuple[str, float]]:
+        adamw = {"decay_vectors": decay_vectors}
+        config = OptimConfig.model_validate({"matrices": matrices, "lr_scale": scale, "adamw": adamw})
+        optimizers = build_optimizers(GPT(ModelConfig(**SMALL, **RICH[0]), 64), config)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        assert all(group["lr"] == group["base_lr"] for group in groups)
+        matrix_lr = next(group["base_lr"] for group in groups if group["name"] == "matrix")
+        assert config.matrix_lr == matrix_lr
+        return [(group["name"], group["base_lr"]) for group in groups]
+
+    once, thrice = rates(1.0), rates(3.0)
+    assert dict(once) == {"matrix": 0.04 if matrices == "muon" else 0.006, "embed": 0.3, "head": 0.02, "scalar": 0.01}
+    assert thrice == [(name, pytest.approx(3 * rate)) for name, rate in once]
 
 
 @pytest.mark.parametrize(("matrices", "matrix_lr"), [("muon", 0.5), ("adamw", 0.25)])

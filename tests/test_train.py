@@ -1,15 +1,19 @@
 """Training: the same run from the same seed, whatever is measured beside it and however its batch is cut."""
 
 import copy
+import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from gptlib.data.loader import Batch, training_batches, training_rows
+from gptlib.data.loader import Batch, TrainingStream, recut, training_batches, training_rows
 from gptlib.device import Place
 from gptlib.evaluate import evaluate
+from gptlib.model import GPT
+from gptlib.schedules import window_share
 from gptlib.train import accumulate_gradients, average_over_ranks, clip_gradients, train
 
 CPU = Place(torch.device("cpu"))
@@ -142,8 +146,11 @@ def test_out_of_memory_halves_the_rows_of_a_pass_and_keeps_the_batch(uneven, cap
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
 
 
-def test_ranks_weigh_by_their_scored_targets(uneven, monkeypatch):
+@pytest.mark.parametrize("unscored", [0, 2])
+def test_ranks_weigh_by_their_scored_targets(uneven, monkeypatch, unscored):
+    """Also where a rank has none: rows that a curriculum cuts shorter may lie wholly behind the end of a shard."""
     model, batch = uneven
+    batch.targets[:unscored] = -1
     expected, expected_gradients = whole_batch(model, batch)
     ranks = []
     for rows in (slice(0, 2), slice(2, 4)):
@@ -249,3 +256,374 @@ def test_more_steps_than_are_logged(run, monkeypatch):
     monkeypatch.setattr("gptlib.train.MAX_LOGGED_STEPS", 3)
     _, _, rows = run({"train.steps": 8, "eval.every": 5})
     assert [row["step"] for row in rows] == [0, 3, 5, 6, 8]
+
+
+# --- schedules: the length and the number of rows ---------------------------------------------------------------
+
+SHORT = {"model.seq_len": 64, "data.rows": "stream", "train.steps": 10, "train.batch_rows": 4, "eval.every": 0}
+CURRICULUM = {
+    "schedule.curriculum.stages": [0.25, 0.5, 0.75, 1],
+    "schedule.curriculum.latest": [0.2, 0.4, 0.6],
+    "schedule.curriculum.improvement": 0,
+}
+GROWING_BATCH = {
+    "schedule.batch.stages": [0.5, 1],
+    "schedule.batch.latest": [0.5],
+    "schedule.batch.improvement": 0,
+}
+PLATEAU = {  # with windows of one step and an improvement that no loss makes: a plateau as soon as two were seen
+    "schedule.curriculum.stages": [0.5, 1],
+    "schedule.curriculum.latest": [0.6],
+    "schedule.curriculum.improvement": 0.99,
+    "schedule.curriculum.window": 0.1,
+}
+
+
+@pytest.fixture
+def watched(run, monkeypatch):
+    """Trains as `run` does; returns model, result, metrics, and (rows asked for, batch) of every step."""
+    taken = []
+    take = TrainingStream.take
+
+    def noting(stream, rows, length):
+        taken.append((rows, take(stream, rows, length)))
+        return taken[-1][1]
+
+    monkeypatch.setattr(TrainingStream, "take", noting)
+
+    def trained(changes):
+        taken.clear()
+        return *run(changes), list(taken)
+
+    return trained
+
+
+def test_a_curriculum_logs_its_lengths_and_keeps_the_tokens_of_a_step(watched):
+    _, result, rows, taken = watched(SHORT | CURRICULUM)
+    lengths = [16] * 2 + [32] * 2 + [48] * 2 + [64] * 4
+    assert [batch.inputs.shape[1] for _, batch in taken] == lengths
+    assert [row["seq_len"] for row in rows if "train_loss" in row] == lengths
+    assert [row["tokens"] for row in rows if "tokens" in row][-10:] == [256 * (step + 1) for step in range(10)]
+    assert all(batch.inputs.size >= 256 > batch.inputs.size - batch.inputs.shape[1] for _, batch in taken)
+    assert all(math.isfinite(loss) for loss in losses(rows).values()) and len(losses(rows)) == 10
+    assert result["status"] == "finished" and result["tokens"] == 2560
+    assert [(s["what"], s["step"], s["share"], s["reason"]) for s in result["switches"]] == [
+        ("seq_len", 2, 0.5, "latest"),
+        ("seq_len", 4, 0.75, "latest"),
+        ("seq_len", 6, 1.0, "latest"),
+    ]
+
+
+def test_a_curriculum_trains_on_the_text_in_the_same_order(watched):
+    plain, growing = (watched(SHORT | more)[3] for more in ({}, CURRICULUM))
+    for (_, whole), (_, cut) in zip(plain, growing, strict=True):
+        assert cut.targets[cut.targets >= 0].tolist() == whole.targets.ravel().tolist()
+
+
+def test_a_growing_batch_counts_the_tokens_that_it_consumed(watched, tiny):
+    _, result, rows, taken = watched(SHORT | GROWING_BATCH)
+    assert [count for count, _ in taken] == [len(batch.inputs) for _, batch in taken] == [2] * 5 + [4] * 5
+    assert [row["batch_rows"] for row in rows if "train_loss" in row] == [2] * 5 + [4] * 5
+    consumed = sum(batch.inputs.size for _, batch in taken)
+    assert result["tokens"] == rows[-1]["tokens"] == consumed == tiny(SHORT | GROWING_BATCH).planned_tokens == 1920
+    assert result["tokens_per_second"] == pytest.approx(consumed / result["time_seconds"])
+    assert [(s["what"], s["step"], s["share"], s["reason"]) for s in result["switches"]] == [
+        ("batch_rows", 5, 1.0, "latest")
+    ]
+
+
+def test_a_row_of_the_log_has_the_speed_of_its_own_step(watched):
+    _, _, rows, _ = watched(SHORT | GROWING_BATCH)
+    for before, row in itertools.pairwise(rows):
+        seconds = (row["train_time_ms"] - before["train_time_ms"]) / 1000
+        assert row["tokens_per_second"] * seconds == pytest.approx(64 * row["batch_rows"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("what", "first"), [("curriculum", "seq_len"), ("batch", "batch_rows")])
+def test_a_plateau_switches_before_the_step_that_it_says_and_the_log_tells_what_was_trained(watched, what, first):
+    changes = {key.replace("curriculum", what): value for key, value in PLATEAU.items()}
+    _, result, rows, taken = watched(SHORT | changes)
+    sizes = [len(batch.inputs) if first == "batch_rows" else batch.inputs.shape[1] for _, batch in taken]
+    small, large = (2, 4) if first == "batch_rows" else (32, 64)
+    assert sizes == [small] * 2 + [large] * 8, "two windows of one step have to be seen"
+    assert [(s["step"], s["reason"]) for s in result["switches"]] == [(sizes.index(large), "plateau")]
+    assert [row[first] for row in rows if "train_loss" in row] == sizes
+
+
+def test_a_run_without_growth_has_no_switches_and_logs_no_lengths(reference):
+    _, result, rows = reference
+    assert result["switches"] == [] and result["tokens"] == rows[-1]["tokens"] == 4 * 2 * 256
+    assert not any(key in row for row in rows for key in ("seq_len", "batch_rows", "active_layers", "window_share"))
+
+
+@pytest.mark.parametrize("micro_rows", [1, 3])
+def test_passes_of_few_rows_change_nothing_where_rows_are_short(run, micro_rows):
+    changes = SHORT | CURRICULUM | GROWING_BATCH
+    whole, pieces = run(changes), run(changes | {"hardware.micro_rows": micro_rows})
+    assert losses(pieces[2]) == pytest.approx(losses(whole[2]), rel=1e-5) and len(losses(whole[2])) == 10
+    assert pieces[1]["final_val_loss"] == pytest.approx(whole[1]["final_val_loss"], rel=1e-5)
+
+
+def test_a_pass_has_as_many_tokens_however_short_its_rows_are(uneven):
+    model, batch = uneven
+    sizes = []
+
+    def noting(inputs, targets):
+        sizes.append(tuple(inputs.shape))
+        return model(inputs, targets)
+
+    accumulate_gradients(noting, recut(Batch(batch.inputs, np.abs(batch.targets), None), 64), 2 * 256, CPU)
+    assert sizes == [(8, 64)] * 2
+
+
+def test_a_pass_without_a_scored_target_adds_nothing(uneven):
+    """Rows that a curriculum cuts shorter may lie wholly behind the end of a shard, or of the batch."""
+    model, batch = uneven
+    short = recut(batch, 64)
+    assert any(not (row >= 0).any() for row in short.targets)
+    expected, expected_gradients = whole_batch(model, short)
+    model.zero_grad()
+    loss, _ = accumulate_gradients(model, short, 64, CPU)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
+
+
+# --- schedules: depth and windows -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def states(run, monkeypatch):
+    """Trains as `run` does, evaluating at every step; returns result, metrics, and what each evaluation saw."""
+    seen = []
+
+    def noting(model, *args):
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+        seen.append((model.layers_on, model.window_share, weights))
+        return evaluate(model, *args)
+
+    monkeypatch.setattr("gptlib.train.evaluate", noting)
+
+    def trained(changes):
+        seen.clear()
+        _, result, rows = run(SHORT | {"train.steps": 4, "model.num_layers": 2} | changes | EVERY_STEP)
+        return result, rows, list(seen)
+
+    return trained
+
+
+EVERY_STEP = {"eval.every": 1, "eval.rows": 1}
+DEPTH = {"schedule.depth.start": 0.5, "schedule.depth.full": 0.5, "schedule.depth.drop": 0}
+ADAMW = {"optim.matrices": "adamw", "optim.adamw.weight_decay": 0.5, "optim.muon.weight_decay": 0.5}
+
+
+def of_the_top(weights):
+    """Weights that only the second layer uses: its own, and its value table."""
+    found = {name: w for name, w in weights.items() if name.startswith(("blocks.1.", "value_tables."))}
+    assert len(found) > 6
+    return found
+
+
+@pytest.mark.parametrize("optimizer", [{"optim.muon.weight_decay": 0.5}, ADAMW])
+def test_a_layer_keeps_its_start_until_it_joins_and_learns_from_then_on(states, tiny, tiny_dataset, optimizer):
+    result, rows, seen = states(DEPTH | optimizer)
+    start = GPT(tiny({"model.num_layers": 2, "model.seq_len": 64}).model, tiny_dataset.vocab_size)
+    start.init_weights(1)
+    for step, (layers, _, weights) in enumerate(seen):
+        top = of_the_top(weights)
+        same_as_start = [torch.equal(weight, start.state_dict()[name]) for name, weight in top.items()]
+        assert all(same_as_start) == (step <= 2), f"the second layer joins at step 2 of 4; step {step}"
+        assert layers == ((0,) if step < 2 else (0, 1))
+    for (_, _, before), (_, _, after) in itertools.pairwise(seen):
+        bottom = [name for name in before if name.startswith("blocks.0.")]
+        assert any(not torch.equal(before[name], after[name]) for name in bottom)
+    moved = [not torch.equal(seen[-1][2][name], start.state_dict()[name]) for name in of_the_top(seen[-1][2])]
+    assert sum(moved) > len(moved) / 2
+    assert [row["active_layers"] for row in rows if "train_loss" in row] == [1, 1, 2, 2]
+    assert all(math.isfinite(loss) for key in ("train_loss", "val_loss") for loss in losses(rows, key).values())
+    assert [(s["what"], s["step"], s["share"], s["reason"]) for s in result["switches"]] == [
+        ("depth", 2, 1.0, "schedule")
+    ]
+
+
+def test_a_layer_that_never_joins_in_training_is_as_it_began(run, tiny, tiny_dataset):
+    changes = {"model.num_layers": 2, "schedule.depth.start": 0.5, "schedule.depth.full": 1.0}
+    model, _, _ = run(changes)
+    start = GPT(tiny(changes).model, tiny_dataset.vocab_size)
+    start.init_weights(1)
+    for name, weight in of_the_top(model.state_dict()).items():
+        assert torch.equal(weight, start.state_dict()[name]), name
+    assert model.layers_on == (0, 1), "what is returned has all its layers"
+
+
+def test_a_step_that_leaves_a_layer_out_does_not_train_it_and_evaluation_has_it(states):
+    _, _, seen = states(DEPTH | {"schedule.depth.full": 1.0, "train.steps": 12, "schedule.depth.drop": 0.9})
+    assert [layers for layers, _, _ in seen] == [(0,)] * 12 + [(0, 1)]  # joins at the end: nothing to leave out
+    three = DEPTH | {"model.num_layers": 3, "schedule.depth.start": 0.3, "schedule.depth.full": 1.0, "train.steps": 12}
+    _, _, seen = states(three | {"schedule.depth.drop": 0.9})  # the second joins at 6 with a chance of 0.9
+    assert [layers for layers, _, _ in seen] == [(0,)] * 6 + [(0, 1)] * 6 + [(0, 1, 2)]
+    moved = [
+        any(not torch.equal(before[name], after[name]) for name in before if name.startswith("blocks.1."))
+        for (_, _, before), (_, _, after) in itertools.pairwise(seen)
+    ]
+    assert not any(moved[:6]) and True in moved[6:] and False in moved[6:]
+
+
+def test_windows_grow_in_training_and_in_evaluation(states):
+    windows = {"schedule.windows.start": 0.25, "schedule.windows.full": 0.5}
+    result, rows, seen = states(windows)
+    shares = [0.25, 0.625, 1.0, 1.0, 1.0]
+    assert [share for _, share, _ in seen] == pytest.approx(shares)
+    assert [row["window_share"] for row in rows if "train_loss" in row] == pytest.approx(shares[:4])
+    assert all(math.isfinite(loss) for loss in losses(rows).values()) and result["status"] == "finished"
+
+
+def test_a_window_that_grows_is_seen_by_the_model(run, tiny, tiny_dataset):
+    windows = {"schedule.windows.start": 0.02, "schedule.windows.full": 1.0}
+    narrow, wide = run(windows | {"train.steps": 12}), run({"train.steps": 12})
+    assert losses(narrow[2])[1] == pytest.approx(losses(wide[2])[1]) and losses(narrow[2])[12] != losses(wide[2])[12]
+    model, config = narrow[0], tiny(windows)
+    assert model.window_share == window_share(config.schedule.windows, 1.0) == 1.0
+    assert evaluate(model, tiny_dataset, config, CPU).loss == narrow[1]["final_val_loss"]
+    model.window_share = 0.02
+    assert evaluate(model, tiny_dataset, config, CPU).loss != narrow[1]["final_val_loss"]
+
+
+def test_everything_may_change_at_once(watched):
+    changes = SHORT | CURRICULUM | GROWING_BATCH | DEPTH
+    changes |= {"model.num_layers": 4, "schedule.depth.drop": 0.5, "schedule.windows.start": 0.25, "eval.every": 3}
+    changes |= dict.fromkeys(
+        ("unet_skips", "residual_lambdas", "x0_lambdas", "backout", "smear", "bigram_embeds"), True
+    )
+    changes = {key if "." in key else f"model.{key}": value for key, value in changes.items()}
+    _, result, rows, _ = watched(changes)
+    assert result["status"] == "finished" and math.isfinite(result["final_val_loss"])
+    assert all(math.isfinite(loss) for loss in losses(rows).values()) and len(losses(rows)) == 10
+    assert [s["step"] for s in result["switches"]] == sorted(s["step"] for s in result["switches"])
+    assert {s["what"] for s in result["switches"]} == {"seq_len", "batch_rows", "depth"}
+
+
+# --- schedules: ranks -------------------------------------------------------------------------------------------
+
+
+def train_as_ranks(config, dataset, world, monkeypatch):
+    """The ranks of one run as threads that meet in every all-reduce; returns result and metrics of each."""
+    barrier, sent, results = threading.Barrier(world, timeout=60), [], {}
+
+    def all_reduce(tensor):
+        sent.append(tensor.clone())
+        barrier.wait()
+        total = sum(sent)
+        if barrier.wait() == 0:
+            sent.clear()
+        barrier.wait()
+        tensor.copy_(total)
+
+    def rank(number):
+        rows = []
+        try:
+            results[number] = *train(config, dataset, 1, Place(CPU.device, number, world), rows.append), rows
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.distributed.all_reduce", all_reduce)
+        threads = [threading.Thread(target=rank, args=(number,)) for number in range(world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return [results[number] for number in range(world)]
+
+
+@pytest.mark.parametrize("changes", [CURRICULUM, CURRICULUM | GROWING_BATCH, PLATEAU])
+def test_two_ranks_with_growing_rows_are_one_run(run, tiny, tiny_dataset, monkeypatch, changes):
+    one = run(SHORT | changes)
+    config = tiny(SHORT | changes | {"hardware.ranks": 2})
+    for _, result, rows in train_as_ranks(config, tiny_dataset, 2, monkeypatch):
+        assert losses(rows) == pytest.approx(losses(one[2]), rel=1e-5) and len(losses(rows)) == 10
+        for key in ("seq_len", "batch_rows", "tokens"):
+            assert losses(rows, key) == losses(one[2], key)
+        assert result["final_val_loss"] == pytest.approx(one[1]["final_val_loss"], rel=1e-5)
+        assert (result["tokens"], result["switches"]) == (one[1]["tokens"], one[1]["switches"])
+
+
+def test_two_ranks_with_layers_left_out_are_one_run(run, tiny, tiny_dataset, monkeypatch):
+    changes = SHORT | {"model.num_layers": 3, "schedule.depth.start": 0.3, "schedule.depth.full": 1.0}
+    changes |= {"schedule.depth.drop": 0.5}
+    one = run(changes)
+    for _, _, rows in train_as_ranks(tiny(changes | {"hardware.ranks": 2}), tiny_dataset, 2, monkeypatch):
+        assert losses(rows) == pytest.approx(losses(one[2]), rel=1e-5) and len(losses(rows)) == 10
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------
+
+DROPOUT = {"model.dropout": 0.3}
+
+
+@pytest.fixture(scope="module")
+def with_dropout(run):
+    return run(DROPOUT)
+
+
+@pytest.mark.parametrize("changes", [{}, {"eval.every": 0}, {"eval.every": 1, "eval.rows": 7}])
+def test_dropout_is_the_same_bits_from_the_same_seed_whatever_is_evaluated(run, with_dropout, changes):
+    torch.manual_seed(99)
+    torch.rand(7)
+    model, result, rows = run(DROPOUT | changes)
+    assert losses(rows) == losses(with_dropout[2]) and same_weights(model, with_dropout[0])
+    assert result["final_val_loss"] == with_dropout[1]["final_val_loss"]
+
+
+def test_dropout_is_of_the_seed_and_of_the_step(run, with_dropout, reference):
+    assert losses(with_dropout[2])[4] != losses(reference[2])[4]
+    assert not same_weights(with_dropout[0], run(DROPOUT, seed=2)[0])
+
+
+def test_dropout_draws_anew_at_every_step_and_rank(tiny, tiny_dataset, uneven):
+    from gptlib.train import seed_dropout
+
+    model, batch = uneven
+    config = tiny(DROPOUT)
+    dropping = GPT(config.model, tiny_dataset.vocab_size)
+    dropping.load_state_dict(model.state_dict())
+
+    def loss(seed, step, rank):
+        seed_dropout(config, seed, step, Place(CPU.device, rank, 2))
+        return accumulate_gradients(dropping, batch, 4 * 256, CPU)[0]
+
+    draws = {which: loss(*which) for which in itertools.product((1, 2), (0, 1), (0, 1))}
+    assert len(set(draws.values())) == 8
+    assert loss(1, 0, 0) == draws[1, 0, 0] and loss(2, 1, 1) == draws[2, 1, 1]
+
+
+def test_evaluation_drops_nothing(tiny, tiny_dataset, with_dropout):
+    model, result, _ = with_dropout
+    plain = GPT(tiny().model, tiny_dataset.vocab_size)
+    plain.load_state_dict(model.state_dict())
+    assert evaluate(plain, tiny_dataset, tiny(), CPU).loss == result["final_val_loss"]
+    assert model.training, "and training goes on with it"
+
+
+# --- schedules: a run that explodes -----------------------------------------------------------------------------
+
+
+def test_a_diverged_run_has_its_tokens_and_switches(run):
+    changes = {"optim.muon.lr": 1e4, "eval.every": 0, "train.steps": 10, "train.batch_rows": 4, "model.seq_len": 64}
+    growth = {"stages": [0.25, 0.5, 1], "latest": [0.1, 0.5], "improvement": 0}
+    changes |= {f"schedule.{what}.{key}": value for what in ("curriculum", "batch") for key, value in growth.items()}
+    _, result, rows = run(HUGE | changes)
+    assert result["status"] == "diverged" and result["diverged_at"] == 1
+    assert result["tokens"] == 64 == rows[-2]["tokens"], "one step of one row; the second one has not been made"
+    assert sorted((s["what"], s["step"], s["share"], s["reason"]) for s in result["switches"]) == [
+        ("batch_rows", 1, 0.5, "latest"),
+        ("seq_len", 1, 0.5, "latest"),
+    ]
+
+
+def test_a_run_that_diverges_in_evaluation_has_its_tokens_and_only_the_switches_before(run):
+    changes = {"optim.muon.lr": 1e4, "eval.every": 1, "train.steps": 4, "model.num_layers": 2, **DEPTH}
+    _, result, _ = run(HUGE | changes)
+    assert (result["status"], result["diverged_at"]) == ("diverged", 1)
+    assert result["tokens"] == 2 * 256 and result["switches"] == [], "the second layer would have joined at step 2"

@@ -62,6 +62,15 @@ class Plan:
             if (run / "run.json").exists() and records.read_json(run / "run.json")["fingerprint"] == self.fingerprint:
                 yield run
 
+    def pending(self) -> list[tuple[int, int, Path]]:
+        """The runs that have no result of exactly this plan yet, or a failed one."""
+
+        def done(run: Path) -> bool:
+            result = records.read_json(run / "result.json") if (run / "result.json").exists() else {}
+            return result.get("fingerprint") == self.fingerprint and result["status"] != "failed"
+
+        return [(index, seed, run) for index, seed, run in self.runs() if not done(run)]
+
     def is_complete(self) -> bool:
         """Whether a finished record of exactly this plan, with its hypothesis and analysis, lies in its place."""
         path = self.folder / "summary.json"
@@ -105,7 +114,7 @@ def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = Fa
     with records.exclusive(plan.folder.parent / f".{plan.variant}", wait):
         _make_room(plan)
         _declare(plan)
-        pending = [_prepare_run(plan, *run) for run in plan.runs() if _needs_running(plan, run[2])]
+        pending = [_prepare_run(plan, *run) for run in plan.pending()]
         _log(plan, f"{len(pending)} of {len(plan.seeds)} runs to do on {plan.device}")
         if pending:
             (plan.folder / "summary.json").unlink(missing_ok=True)
@@ -149,13 +158,6 @@ def _start_time(plan: Plan) -> str | None:
     return records.read_json(path).get("start_time") if path.exists() else None
 
 
-def _needs_running(plan: Plan, run: Path) -> bool:
-    if not (run / "result.json").exists():
-        return True
-    result = records.read_json(run / "result.json")
-    return result["fingerprint"] != plan.fingerprint or result["status"] == "failed"
-
-
 def _prepare_run(plan: Plan, index: int, seed: int, run: Path) -> Path:
     """Write run.json for a new attempt; an earlier attempt without a result is recorded as failed first."""
     attempt = 1
@@ -176,7 +178,13 @@ def _append_result(plan: Plan, run: Path) -> None:
     known = {(row["run_id"], row["seed"], row["attempt"]) for row in records.read_jsonl(path)}
     if (result["run_id"], result["seed"], result["attempt"]) not in known:
         records.append_jsonl(path, result)
-        _log(plan, f"run {result['run_id']} seed {result['seed']} attempt {result['attempt']}: {result['status']}")
+        who = f"run {result['run_id']} seed {result['seed']} attempt {result['attempt']}"
+        for row in result.get("switches", ()):
+            _log(
+                plan,
+                f"{who}: {row['what']} grew to {row['share']:.3g} of its size at step {row['step']} ({row['reason']})",
+            )
+        _log(plan, f"{who}: {result['status']}")
 
 
 def _collect(plan: Plan) -> None:

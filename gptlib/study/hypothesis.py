@@ -95,7 +95,7 @@ def _scaled(key: str, value: Any, old: Any) -> Any:
     factor = FACTOR.fullmatch(value) if isinstance(value, str) else None
     if factor is None:
         return value
-    if isinstance(old, bool) or not isinstance(old, int | float):
+    if isinstance(old, bool) or not isinstance(old, int | float) or not old:
         raise ConfigError(f"change: {key}={value}: a factor needs a number to multiply, the baseline has {old!r}")
     new = Fraction(old) * Fraction(factor[1]) / int(factor[2] or 1)
     return max(1, round(new)) if isinstance(old, int) else float(new)

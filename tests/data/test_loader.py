@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
-from gptlib.data.loader import Batch, Rows, training_batches, training_rows, validation_batches, validation_rows
+from gptlib.data.loader import (
+    Batch,
+    Rows,
+    TrainingStream,
+    recut,
+    training_batches,
+    training_rows,
+    validation_batches,
+    validation_rows,
+)
 from gptlib.fields import DataConfig, RunConfig
 from gptlib.streams import stream_seed
 
@@ -22,7 +32,7 @@ def run_config(rows: str, seq_len: int = 32, batch_rows: int = 8) -> RunConfig:
     )
 
 
-@pytest.fixture(params=["stream", "documents"])
+@pytest.fixture(params=["stream", "documents", "random"])
 def config(request: pytest.FixtureRequest) -> RunConfig:
     return run_config(request.param)
 
@@ -89,7 +99,9 @@ def test_validation_rows_of_documents_pack_whole_documents_in_order(lines_datase
     assert rows.left_out == left_out > 0
 
 
-def test_a_batch_holds_its_rows(lines_dataset: Dataset, config: RunConfig) -> None:
+@pytest.mark.parametrize("kind", ["stream", "documents"])
+def test_a_batch_holds_its_rows(lines_dataset: Dataset, kind: str) -> None:
+    config = run_config(kind)
     rows = training_rows(lines_dataset, config)
     known = {}
     for shard, start, length in row_keys(rows):
@@ -149,7 +161,9 @@ def test_an_epoch_visits_each_row_once(lines_dataset: Dataset, batch_rows: int) 
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_the_order_is_of_the_seeds_own_stream(lines_dataset: Dataset, config: RunConfig) -> None:
+@pytest.mark.parametrize("kind", ["stream", "documents"])
+def test_the_order_is_of_the_seeds_own_stream(lines_dataset: Dataset, kind: str) -> None:
+    config = run_config(kind)
     one, two = (take(training_batches(lines_dataset, config, seed), 3) for seed in (1, 2))
     assert not same(one[0][0], two[0][0])
     assert same(one[0][0], take(training_batches(lines_dataset, config, 1), 1)[0][0])
@@ -186,6 +200,189 @@ def test_an_error_while_reading_reaches_the_caller(lines_dataset: Dataset, monke
     monkeypatch.setattr(lines_dataset, "tokens", lambda _: [])
     with pytest.raises(IndexError):
         next(batches)
+
+
+# --- random windows ---------------------------------------------------------------------------------------------
+
+
+def places(dataset: Dataset, length: int = 32) -> list[tuple[int, int]]:
+    """(shard, start) of every window that has its last target in its own shard."""
+    shards = dataset.tokens("train")
+    return [(shard, start) for shard, tokens in enumerate(shards) for start in range(len(tokens) - length)]
+
+
+def drawn_places(dataset: Dataset, seed: int, epochs: int, first_epoch: int = 0) -> list[list[tuple[int, int]]]:
+    """Where each row of each epoch comes from; a row that crosses a shard's end is in no place and raises KeyError."""
+    config = run_config("random")
+    tokens = dataset.tokens("train")
+    known = {tokens[s][a : a + 33].astype(np.int64).tobytes(): (s, a) for s, a in places(dataset)}
+    assert len(known) == len(places(dataset)), "windows of this text are all different"
+    count = len(training_rows(dataset, config).starts)
+    batches = training_batches(dataset, config, seed, start=first_epoch * count)
+    taken = take(batches, -(-epochs * count // 8))
+    rows = [np.append(i, t[-1]) for b, _ in taken for i, t in zip(b.inputs, b.targets, strict=True)]
+    assert all(np.array_equal(b.inputs[:, 1:], b.targets[:, :-1]) for b, _ in taken)
+    found = [known[row.tobytes()] for row in rows]
+    return [found[epoch * count : (epoch + 1) * count] for epoch in range(epochs)]
+
+
+def test_random_rows_are_the_raw_numbers_of_the_seed_over_all_places(lines_dataset: Dataset) -> None:
+    everywhere = places(lines_dataset)
+    count = len(training_rows(lines_dataset, run_config("stream")).starts)
+    for epoch, found in enumerate(drawn_places(lines_dataset, seed=5, epochs=3)):
+        raw = np.random.PCG64(stream_seed(5, "data_order", epoch)).random_raw(count).tolist()
+        assert found == [everywhere[number % len(everywhere)] for number in raw]
+
+
+def test_random_rows_begin_anywhere_alike(lines_dataset: Dataset) -> None:
+    """Chi-square over the places of 40 epochs: by shard, by where in it, by the distance from a stream's rows."""
+    everywhere = places(lines_dataset)
+    found = [place for epoch in drawn_places(lines_dataset, seed=1, epochs=40) for place in epoch]
+    assert len(found) > 5000 and len(set(shard for shard, _ in everywhere)) > 10
+    keys: list[Callable[[tuple[int, int]], int]] = [lambda p: p[0], lambda p: p[1] // 25, lambda p: p[1] % 32]
+    for key in keys:
+        expected, observed = Counter(map(key, everywhere)), Counter(map(key, found))
+        cells = [(observed[k], expected[k] * len(found) / len(everywhere)) for k in expected]
+        cells = [(o, e) for o, e in cells if e >= 5]
+        statistic = sum((o - e) ** 2 / e for o, e in cells)
+        assert statistic < stats.chi2.ppf(0.9999, len(cells) - 1)
+    firsts, lasts = {(shard, 0) for shard, _ in everywhere}, set(dict(everywhere).items())
+    assert firsts & set(found) and lasts & set(found), "both ends of a shard belong to it"
+
+
+def test_random_rows_come_again_within_an_epoch(lines_dataset: Dataset) -> None:
+    everywhere, epochs = places(lines_dataset), drawn_places(lines_dataset, seed=1, epochs=40)
+    again = sum(len(epoch) - len(set(epoch)) for epoch in epochs)
+    expected = 40 * len(epochs[0]) ** 2 / 2 / len(everywhere)  # birthdays
+    assert abs(again - expected) < 4 * expected**0.5 + 0.1 * expected
+
+
+def test_random_rows_differ_between_epochs_and_seeds(lines_dataset: Dataset) -> None:
+    one, two = (drawn_places(lines_dataset, seed, epochs=2) for seed in (1, 2))
+    assert one[0] != one[1] and one[0] != two[0] and one[1] != two[0]
+    assert one == drawn_places(lines_dataset, seed=1, epochs=2)
+    assert drawn_places(lines_dataset, seed=1, epochs=1, first_epoch=1)[0] == one[1]
+
+
+def test_random_training_is_validated_as_a_stream_is(lines_dataset: Dataset) -> None:
+    random_rows, stream = (validation_rows(lines_dataset, run_config(kind)) for kind in ("random", "stream"))
+    assert row_keys(random_rows) == row_keys(stream)
+    both = [list(validation_batches(lines_dataset, run_config(kind), 3)) for kind in ("random", "stream")]
+    assert all(same(a, b) and a.documents is b.documents is None for a, b in zip(*both, strict=True))
+
+
+# --- rows that grow ---------------------------------------------------------------------------------------------
+
+
+def growing(config: RunConfig) -> RunConfig:
+    """The configuration with a curriculum, so that a stream packs; which rows it takes is up to the test."""
+    values = config.model_dump()
+    values["schedule"]["curriculum"] |= {"stages": (0.5, 1.0), "latest": (0.5,)}
+    return RunConfig.model_validate(values)
+
+
+def pairs(batches: Iterable[Batch]) -> list[tuple[int, int]]:
+    """Every (input, target) in order, without what is not scored."""
+    found: list[tuple[int, int]] = []
+    for batch in batches:
+        both = zip(batch.inputs.ravel().tolist(), batch.targets.ravel().tolist(), strict=True)
+        found += [(i, t) for i, t in both if t >= 0]
+    return found
+
+
+def cut_stream(dataset: Dataset, config: RunConfig, cuts: list[tuple[int, int]], rank: int, world: int) -> list[Batch]:
+    stream = TrainingStream(dataset, config, 3, rank, world)
+    taken = [stream.take(rows, length) for rows, length in cuts]
+    stream.close()
+    return taken
+
+
+CUTS = [(8, 8), (8, 16), (8, 24), (8, 32), (3, 24), (5, 8), (1, 24), (7, 32), (8, 24), (20, 16), (8, 8), (8, 32)]
+
+
+@pytest.mark.parametrize("length", [8, 16, 24, 32])
+def test_rows_cut_shorter_lose_and_repeat_no_token(lines_dataset: Dataset, config: RunConfig, length: int) -> None:
+    whole = [batch for batch, _ in take(training_batches(lines_dataset, config, 3), 60)]
+    cut = cut_stream(lines_dataset, growing(config), [(8, length)] * 60, 0, 1)
+    assert pairs(cut) == pairs(whole)
+    for batch, before in zip(cut, whole, strict=True):
+        assert batch.inputs.shape == batch.targets.shape == (-(-8 * 32 // length), length)
+        assert batch.inputs.dtype == batch.targets.dtype == np.int64
+        assert pairs([batch]) == pairs([before]), "a step has the same tokens at every length"
+
+
+def test_numbers_of_rows_that_change_lose_and_repeat_no_token(lines_dataset: Dataset, config: RunConfig) -> None:
+    cut = cut_stream(lines_dataset, growing(config), CUTS * 4, 0, 1)
+    rows = sum(rows for rows, _ in CUTS * 4)
+    whole = [batch for batch, _ in take(training_batches(lines_dataset, config, 3), -(-rows // 8))]
+    flat = Batch(*(np.concatenate([getattr(b, n) for b in whole])[:rows] for n in ("inputs", "targets")), None)
+    assert pairs(cut) == pairs([flat])
+    for batch, (count, length) in zip(cut, CUTS * 4, strict=True):
+        assert batch.inputs.shape == (-(-count * 32 // length), length)
+    taken = 0
+    for batch, (count, _) in zip(cut, CUTS * 4, strict=True):
+        part = slice(taken, taken + count)
+        assert pairs([batch]) == pairs([Batch(flat.inputs[part], flat.targets[part], None)])
+        taken += count
+
+
+def test_a_row_that_is_cut_goes_on_in_the_next_with_the_same_targets(lines_dataset: Dataset) -> None:
+    (whole, _), *_ = take(training_batches(lines_dataset, run_config("stream"), 3), 1)
+    (cut,) = cut_stream(lines_dataset, growing(run_config("stream")), [(8, 24)], 0, 1)
+    assert cut.inputs[0].tolist() == whole.inputs[0, :24].tolist()
+    assert cut.inputs[1].tolist() == whole.inputs[0, 24:].tolist() + whole.inputs[1, :16].tolist()
+    assert cut.targets[1].tolist() == whole.targets[0, 24:].tolist() + whole.targets[1, :16].tolist()
+
+
+def test_what_is_missing_in_the_last_row_is_not_scored() -> None:
+    batch = Batch(np.arange(1, 13).reshape(2, 6), np.array([[2, 3, 4, 5, 6, 7], [8, 9, 10, -1, -1, -1]]), None)
+    cut = recut(batch, 5)
+    assert cut.inputs[:2].tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]] and cut.inputs[2, :2].tolist() == [11, 12]
+    assert cut.targets.tolist() == [[2, 3, 4, 5, 6], [7, 8, 9, 10, -1], [-1] * 5]
+    assert np.all(cut.inputs >= 0), "every input is a row of the table"
+    assert same(recut(batch, 6), batch)
+    assert recut(batch, 4).targets.ravel().tolist() == batch.targets.ravel().tolist()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_together_have_the_rows_of_one_that_is_alone(
+    lines_dataset: Dataset, config: RunConfig, world: int
+) -> None:
+    config = growing(config.model_copy(update={"train": config.train.model_copy(update={"batch_rows": 6})}))
+    cuts = [(rows, length) for rows, length in CUTS * 3 if rows * 32 // length >= world]
+    alone = cut_stream(lines_dataset, config, cuts, 0, 1)
+    ranks = [cut_stream(lines_dataset, config, cuts, rank, world) for rank in range(world)]
+    for batch, *shares in zip(alone, *ranks, strict=True):
+        assert max(len(share.inputs) for share in shares) - min(len(share.inputs) for share in shares) <= 1
+        for row in range(len(batch.inputs)):
+            share, place = shares[row % world], row // world
+            assert np.array_equal(share.inputs[place], batch.inputs[row])
+            assert np.array_equal(share.targets[place], batch.targets[row])
+        assert sum(len(share.inputs) for share in shares) == len(batch.inputs)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
+def test_without_growth_the_stream_is_the_training_batches(
+    lines_dataset: Dataset, config: RunConfig, rank: int, world: int
+) -> None:
+    plain = [batch for batch, _ in take(training_batches(lines_dataset, config, 3, rank, world), 20)]
+    stream = cut_stream(lines_dataset, config, [(8, 32)] * 20, rank, world)
+    assert all(same(a, b) for a, b in zip(stream, plain, strict=True))
+
+
+def test_a_growing_stream_at_its_full_size_has_the_same_batches(lines_dataset: Dataset, config: RunConfig) -> None:
+    plain = [batch for batch, _ in take(training_batches(lines_dataset, config, 3), 20)]
+    stream = cut_stream(lines_dataset, growing(config), [(8, 32)] * 20, 0, 1)
+    assert all(same(a, b) for a, b in zip(stream, plain, strict=True))
+
+
+def test_a_closed_stream_leaves_no_thread(lines_dataset: Dataset, config: RunConfig) -> None:
+    before = threading.active_count()
+    stream = TrainingStream(lines_dataset, growing(config), 1)
+    stream.take(3, 8)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
 
 
 # --- validation -------------------------------------------------------------------------------------------------

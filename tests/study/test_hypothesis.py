@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from gptlib.config import ConfigError, diff, load_config
-from gptlib.study.hypothesis import Analysis, Expectation, load_ablation, load_study
+from gptlib.config import ConfigError, diff, load_config, require_only
+from gptlib.study.experiment import plan_experiment
+from gptlib.study.hypothesis import Ablation, Analysis, Expectation, load_ablation, load_study
 
 ABLATION = {
     "variant": "no_qk_norm",
@@ -99,6 +100,110 @@ def test_a_change_that_the_value_does_not_allow_is_refused_when_it_is_applied(ab
 def test_a_misspelt_file_gets_the_nearest(load, name, nearest):
     said = refused(load, name)
     assert f"did you mean {nearest!r}" in said and "\n" not in said
+
+
+# --- factors ----------------------------------------------------------------------------------------------------
+
+
+def changed(change, **model):
+    """The configuration that `change` makes of the smoke run with some fields of the model set."""
+    base = load_config("smoke", {f"model.{key}": value for key, value in model.items()})
+    ablation = Ablation.model_validate(ABLATION | {"change": change, "independent_variable": next(iter(change))})
+    return base, ablation.apply(base)
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "factor", "new"),
+    [
+        ("num_layers", 6, "x2/3", 4),
+        ("num_layers", 4, "x2/3", 3),
+        ("num_layers", 6, "x1.5", 9),
+        ("num_layers", 1, "x3", 3),
+        ("num_heads", 2, "x1/2", 1),
+        ("num_heads", 1, "x1/2", 1),  # a whole number stays at least 1
+        ("num_layers", 2, "x1/100", 1),
+        ("mlp_hidden", 96, "x1/3", 32),
+        ("mlp_ratio", 4.0, "x2/3", 8 / 3),
+        ("mlp_ratio", 3.0, "x1/10", 0.3),
+        ("rope_theta", 10_000.0, "x0.1", 1000.0),
+        ("logit_softcap", 15.0, "x2", 30.0),
+    ],
+)
+def test_a_factor_is_taken_of_the_baselines_value_and_keeps_its_type(key, old, factor, new):
+    base, variant = changed({f"model.{key}": factor}, **{key: old})
+    value = getattr(variant.model, key)
+    assert value == pytest.approx(new, rel=1e-15) and type(value) is type(new)
+    assert set(diff(base, variant)) <= {f"model.{key}"}
+
+
+def test_several_factors_are_taken_of_the_baseline_each():
+    _, variant = changed({"model.model_dim": "x3/2", "model.num_heads": "x3/2", "train.steps": "x10"})
+    assert (variant.model.model_dim, variant.model.num_heads, variant.train.steps) == (48, 3, 240)
+    _, variant = changed({"optim.muon.lr": "x1/2", "optim.lr_scale": "x1/6"})
+    assert (variant.optim.muon.lr, variant.optim.lr_scale) == (0.02, 1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("key", "old"),
+    [
+        ("model.qk_norm", "True"),
+        ("model.activation", "'relu2'"),
+        ("model.skip_attention", "[]"),
+        ("model.mlp_hidden", "0"),  # 0 is no size: it says that the size follows others
+    ],
+)
+def test_a_factor_of_what_is_no_number_is_refused_in_one_line(key, old):
+    with pytest.raises(ConfigError) as error:
+        changed({key: "x2"})
+    assert str(error.value) == f"change: {key}=x2: a factor needs a number to multiply, the baseline has {old}"
+
+
+@pytest.mark.parametrize("value", ["x", "x2/0", "x-1", "xx2", "2x", "x2/", "x/2", "x 2", "X2", "x1/2/3", "x2/1.5"])
+def test_what_is_no_factor_is_left_to_the_fields_own_error(value):
+    with pytest.raises(ConfigError) as error:
+        changed({"model.num_layers": value})
+    assert f"model.num_layers={value!r}: Input should be a valid integer" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_words_and_numbers_in_a_change_are_as_they_are_written():
+    _, variant = changed({"model.activation": "silu", "model.num_layers": 5, "optim.muon.lr": "3e-2"})
+    assert (variant.model.activation, variant.model.num_layers, variant.optim.muon.lr) == ("silu", 5, 0.03)
+
+
+def test_a_factor_that_does_not_fit_is_refused_by_what_it_became():
+    with pytest.raises(ConfigError, match=r"model\.model_dim=16 is not a multiple of num_heads=3"):
+        changed({"model.num_heads": "x3/2"}, model_dim=16)
+    with pytest.raises(ConfigError, match=r"rope_fraction=2\.0: Input should be less than or equal to 1"):
+        changed({"model.rope_fraction": "x2"})
+
+
+def test_a_factor_survives_the_file(ablation):
+    loaded = load_ablation(ablation(change={"model.num_heads": "x1/2"}, independent_variable="model.num_heads"))
+    assert loaded.change == {"model.num_heads": "x1/2"}
+    assert loaded.apply(load_config("smoke")).model.num_heads == 1
+
+
+def test_the_difference_gate_sees_what_a_factor_became():
+    base, variant = changed({"model.num_layers": "x2/3"}, num_layers=6)
+    require_only(base, variant, ["model.num_layers"])
+    assert diff(base, variant) == {"model.num_layers": (6, 4)}
+    base, variant = changed({"model.num_layers": "x2/3"}, num_layers=1)
+    with pytest.raises(ConfigError, match=r"has no effect: the baseline has this model\.num_layers already"):
+        require_only(base, variant, ["model.num_layers"])
+
+
+def test_a_plan_has_what_a_factor_became(outputs, tiny):
+    change = {"model.num_layers": "x2/3", "train.steps": "x3/2"}
+    ablation = Ablation.model_validate(ABLATION | {"change": change, "independent_variable": "model.num_layers"})
+    base = tiny({"model.num_layers": 6})
+    plan = plan_experiment(outputs, "study", "full", base, [1], ablation)
+    assert plan.difference == {"model.num_layers": (6, 4), "train.steps": (4, 6)}
+    assert (plan.config.model.num_layers, plan.config.train.steps) == (4, 6) and plan.baseline == base
+    written = plan_experiment(outputs, "study", "full", plan.config, [1])
+    assert written.fingerprint == plan.fingerprint, "the same numbers, however they were given"
+    with pytest.raises(ConfigError, match="has no effect"):
+        plan_experiment(outputs, "study", "full", tiny({"model.num_layers": 1}), [1], ablation)
 
 
 # --- studies ----------------------------------------------------------------------------------------------------
