@@ -181,13 +181,14 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (b, t, v) in fp32 without targets; else the fp32 cross entropy in nats over targets != -1.
 
-        `reduction` "mean" gives a scalar, "none" gives (b, t) with 0 where the target is -1.
+        `reduction` "mean" gives a scalar (0 where no target is scored), "none" gives (b, t) with 0 where it is not.
         """
         logits_btv = self._logits(self._features(tokens_bt))
         if targets_bt is None:
             return logits_btv
-        loss = F.cross_entropy(logits_btv.flatten(0, 1), targets_bt.flatten(), ignore_index=-1, reduction=reduction)
-        return loss.view_as(targets_bt) if reduction == "none" else loss
+        how = "none" if reduction == "none" else "sum"
+        loss = F.cross_entropy(logits_btv.flatten(0, 1), targets_bt.flatten(), ignore_index=-1, reduction=how)
+        return loss.view_as(targets_bt) if reduction == "none" else loss / (targets_bt >= 0).sum().clamp(min=1)
 
     def _features(self, tokens_bt: Tensor) -> Tensor:
         x_btd = x0_btd = self._embedding(tokens_bt)

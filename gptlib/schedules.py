@@ -44,7 +44,7 @@ def joining_times(config: DepthConfig, num_layers: int) -> list[float]:
     """Progress at which each layer becomes active: 0 for the first share, then evenly spaced, the last at `full`."""
     first = max(1, round(config.start * num_layers))
     later = num_layers - first
-    return [0.0] * first + [config.full * (j + 1) / later for j in range(later)]
+    return [0.0] * first + [config.full * ((j + 1) / later) for j in range(later)]
 
 
 def drop_chances(config: DepthConfig, num_layers: int, progress: float) -> list[float]:
@@ -87,7 +87,7 @@ class Growth:
         self.losses.append(loss)
 
     def _reason(self, step: int) -> str:
-        if step >= self.config.latest[self.stage] * self.steps:
+        if step / self.steps >= self.config.latest[self.stage]:
             return "latest"
         if len(self.losses) < 2 * self.window or not self.config.improvement:
             return ""

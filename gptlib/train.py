@@ -69,7 +69,7 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
         # ---- one step
         place.synchronize()
         start = time.perf_counter()
-        rows, length = pace.cut(step)
+        (rows, length), pace_row = pace.cut(step), pace.state(step)
         model.layers_on = pace.layers(step, training=True)
         batch = batches.take(rows, length)
         seed_dropout(config, seed, step, place)
@@ -96,7 +96,7 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             "step_avg_ms": 1000 * seconds / (step + 1),
             "tokens_per_second": step_tokens / step_seconds,
             "memory_mib": place.memory_mib(),
-            **pace.state(step),
+            **pace_row,
         }
     return model, {**outcome("finished", steps), **_finals(evaluation, best, seconds, tokens, steps)}
 
@@ -145,7 +145,7 @@ def accumulate_gradients(compute: Any, batch: Batch, micro_tokens: int, place: P
                 part = slice(first, first + micro_rows)
                 inputs_bt, targets_bt = place.tensor(batch.inputs[part]), place.tensor(batch.targets[part])
                 with place.autocast():
-                    part_loss = compute(inputs_bt, targets_bt) * float(scored[part].sum() / scored.sum())
+                    part_loss = compute(inputs_bt, targets_bt) * float(scored[part].sum() / max(1, scored.sum()))
                 part_loss.backward()
                 loss += part_loss.detach()
             return float(loss), micro_tokens

@@ -318,7 +318,9 @@ def test_every_switch_equals_the_written_out_reference(switch: Switch) -> None:
     assert_equals_reference(switch.model(on=True), batch()[0])
 
 
-@pytest.mark.parametrize("changes", [BARE, EVERYTHING], ids=["nothing", "everything"])
+@pytest.mark.parametrize(
+    "changes", [BARE, EVERYTHING, EVERYTHING | {"position": "learned"}], ids=["nothing", "everything", "learned"]
+)
 @pytest.mark.parametrize("length", [1, 2, 9])
 def test_short_rows_equal_the_written_out_reference(changes: dict[str, Any], length: int) -> None:
     assert_equals_reference(make(**changes), batch()[0][:, :length])
