@@ -55,13 +55,14 @@ def _gate(config: ModelConfig, outputs: int) -> int:
 
 
 def _vectors(config: ModelConfig, layer: int) -> int:
-    """Norms, biases and value weights of a layer."""
+    """Norms, biases, gains and value weights of a layer."""
     attention = layer not in config.skip_attention
     norms = 0 if config.norm_placement == "none" else 1 if config.parallel_block else 1 + attention
     biases = (2 if config.gated else 1) * config.mlp_dim + config.model_dim
     biases += 2 * (config.model_dim + config.kv_heads * config.head_dim) * attention
     lambdas = 2 if config.value_mix == "lambdas" and config.value_table(layer) is not None else 0
-    return norms * _norm(config) + biases * config.bias + lambdas
+    gains = config.num_heads * config.qk_gain * attention
+    return norms * _norm(config) + biases * config.bias + lambdas + gains
 
 
 def _norm(config: ModelConfig) -> int:

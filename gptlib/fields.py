@@ -53,6 +53,7 @@ class ModelConfig(Section):
     norm_placement: Literal["pre", "post", "none"] = "pre"  # of the blocks; pre has one before the head as well
     embed_norm: bool = True  # normalise the embedding before the first block
     qk_norm: bool = True
+    qk_gain: bool = False  # each head has a learned factor from 1 on its attention logits
     # position
     position: Literal["rope", "learned", "none"] = "rope"
     rope_theta: float = Field(10_000.0, gt=0)

@@ -56,9 +56,9 @@ class Gate(nn.Linear):
 class Attention(nn.Module):
     """Causal multi-head self-attention.
 
-    QK-norm: Henry et al. 2020, arXiv 2010.04245. Value embeddings: Zhou et al. 2024 (arXiv 2410.17897), gated as in
-    nanochat (2 sigmoid, which starts at 1) or mixed by two learned weights as in modded-nanogpt. Gate on the heads'
-    outputs: modded-nanogpt, August 2025. Windows: Beltagy et al. 2020, arXiv 2004.05150.
+    QK-norm and its gain: Henry et al. 2020, arXiv 2010.04245. Value embeddings: Zhou et al. 2024 (arXiv 2410.17897),
+    gated as in nanochat (2 sigmoid, which starts at 1) or mixed by two learned weights as in modded-nanogpt. Gate on
+    the heads' outputs: modded-nanogpt, August 2025. Windows: Beltagy et al. 2020, arXiv 2004.05150.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -72,6 +72,7 @@ class Attention(nn.Module):
         self.value_gate = Gate(config, config.kv_heads) if mix == "gate" else None
         self.value_lambdas = nn.Parameter(torch.empty(2)) if mix == "lambdas" else None
         self.head_gate = Gate(config, config.num_heads) if config.attention_gate else None
+        self.qk_gain = nn.Parameter(torch.empty(config.num_heads)) if config.qk_gain else None
 
     def forward(self, x_btd: Tensor, value_btd: Tensor | None, context: Context, window: int) -> Tensor:
         config = self.config
@@ -80,6 +81,8 @@ class Attention(nn.Module):
             v = self._with_value(v, value_btd.view_as(v), x_btd)
         if config.qk_norm:
             q, k = layers.rms_norm(q), layers.rms_norm(k)
+        if self.qk_gain is not None:
+            q = q * self.qk_gain.unsqueeze(-1)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # b h t k
         if context.tables is not None:
             q, k = (layers.rotate(x, context.tables, config.rope_layout) for x in (q, k))
@@ -313,7 +316,7 @@ class GPT(nn.Module):
         part = part_of(name)
         if name.endswith("bias") or part.endswith("gate"):
             return 0.0
-        ones = part.endswith("norm") or part in ("skip_weights", "residual_lambdas")
+        ones = part.endswith("norm") or part in ("skip_weights", "residual_lambdas", "qk_gain")
         weights = {"value_lambdas": 0.5, "backout_lambda": 0.5, "bigram_lambdas": 0.05, "bigram_table": 0.0}
         weights |= {"x0_lambdas": 0.0, "smear_lambda": 0.0}
         return 1.0 if ones else weights.get(part)

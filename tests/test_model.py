@@ -65,6 +65,7 @@ SWITCHES = [
     Switch("norm_placement", "none", "post", adds=NORMS),
     Switch("embed_norm", False, True, adds="embed_norm.weight"),
     Switch("qk_norm", False, True),
+    Switch("qk_gain", False, True, adds="blocks.*.attn.qk_gain"),
     Switch("position", "none", "rope"),
     Switch("position", "none", "learned", adds="positions.weight"),
     Switch("rope_theta", 10_000.0, 100.0, needs=ROPE),
@@ -246,6 +247,7 @@ def reference_row(model: GPT, w: dict[str, Tensor], row: list[int]) -> Tensor:
                     v, value = w[f"{name}.value_lambdas"][0] * v, w[f"{name}.value_lambdas"][1] * value
                 v = v + value
             q, k = (rms(q), rms(k)) if c.qk_norm else (q, k)
+            q = q * w[f"{name}.qk_gain"][h] if c.qk_gain else q
             q, k = (turn(q), turn(k)) if c.position == "rope" else (q, k)
             scores = q @ k.T * (0.12 * 128 / size if c.qk_norm else size**-0.5)
             y = scores.masked_fill(~mask, -math.inf).softmax(-1) @ v
