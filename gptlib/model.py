@@ -7,6 +7,7 @@ Axes: b batch, t time, d model, h heads, k head dim, v (padded) vocabulary. Laye
     head    backout, norm, linear, softcap
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -305,10 +306,8 @@ class GPT(nn.Module):
                 continue
             generator = torch.Generator().manual_seed(stream_seed(seed, "init", name))
             std = self._init_std(part_of(name), *parameter.shape)
-            start = torch.empty(parameter.shape).normal_(generator=generator)
-            if self.config.init == "xavier":
-                nn.init.trunc_normal_(start, a=-3.0, b=3.0, generator=generator)
-            parameter.copy_(start * std)
+            bound = 3.0 if self.config.init == "xavier" else math.inf
+            parameter.copy_(_normal(parameter.shape, bound, generator) * std)
 
     @staticmethod
     def _init_constant(name: str) -> float | None:
@@ -355,6 +354,14 @@ class GPT(nn.Module):
         pair tables and without the head (Kaplan et al. 2020, arXiv 2001.08361)."""
         tables = ("embed", "positions", "value_tables", "bigram_table", "head", "head_bias")
         return sum(p.numel() for n, p in self.named_parameters() if not (non_embedding and part_of(n) in tables))
+
+
+def _normal(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:
+    """Standard normal values, cut off at `bound`."""
+    values = torch.empty(shape)
+    if math.isinf(bound):
+        return values.normal_(generator=generator)
+    return nn.init.trunc_normal_(values, a=-bound, b=bound, generator=generator)
 
 
 def part_of(name: str) -> str:
