@@ -33,17 +33,11 @@ SMALL = {
 BASES = {
     "smoke": {"model.num_layers": 4, "model.model_dim": 16, "model.num_heads": 2},
     "speedrun_cpu": {"model.model_dim": 24},
-    "cs336_tinystories_17m": {
-        "data.corpus": "stories",
-        "data.rows": "documents",
-        "model.model_dim": 32,
-        "model.num_heads": 2,
-        "model.mlp_hidden": 84,
-    },
 }
 NO_ABLATION = {
     "seq_len": "the context belongs to the data of a base",
     "vocab_multiple": "padding, for the speed of a matrix product",
+    "mlp_hidden": "mlp_ratio in other words",
     "short_window": "a size of sliding_window",
     "value_layers": "which layers: a list for one depth",
     "bigram_rows": "a size of bigram_embeds",

@@ -291,7 +291,7 @@ def reference_row(model: GPT, w: dict[str, Tensor], row: list[int]) -> Tensor:
             pairs = [(36_313 * row[t] ^ 27_191 * row[t - 1]) % last if linked[t] else last for t in range(length)]
             x = x + w["bigram_lambdas"][i] * w["bigram_table.weight"][pairs]
         x = kept[i] = block(x, i)
-    if c.backout and (middle := 2 * depth // 3 - 1) in kept:
+    if c.backout and (middle := max(1, 2 * depth // 3) - 1) in kept:
         x = x - w["backout_lambda"] * kept[middle]
     if c.norm_placement == "pre":
         x = norm(x, "final_norm")
@@ -735,6 +735,21 @@ def test_narrow_models_have_narrow_gates() -> None:
     assert parameters["blocks.2.attn.head_gate.weight"].shape == (2, 8)
     assert parameters["smear_gate.weight"].shape == (1, 8)
     assert torch.isfinite(model(*batch()))
+
+
+def test_a_table_of_pairs_has_a_row_for_no_pair_and_one_for_pairs() -> None:
+    smallest = make(bigram_embeds=True, bigram_rows=2)
+    assert_equals_reference(smallest, batch()[0])
+    with pytest.raises(ValueError, match="bigram_rows"):
+        ModelConfig(bigram_embeds=True, bigram_rows=1)
+
+
+def test_a_single_layer_has_no_idle_parameter() -> None:
+    switches = {"unet_skips": True, "residual_lambdas": True, "x0_lambdas": True, "backout": True}
+    model = make(num_layers=1, **switches)
+    model(*batch()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.numel()] == []
+    assert_equals_reference(model, batch()[0])
 
 
 def test_parameters_are_counted_with_and_without_tables_and_head() -> None:
