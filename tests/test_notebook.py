@@ -6,8 +6,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from gptlib import notebook
+from gptlib import notebook, records
 from gptlib.config import ConfigError, load_config, project_root
+from gptlib.study.experiment import plan_experiment
+from gptlib.study.hypothesis import Ablation
 
 NOTEBOOKS = {
     "00_data": notebook.DataParameters,
@@ -170,3 +172,26 @@ def test_another_variant_must_declare_its_own_hypothesis(namespace):
     arrived = namespace("20_ablations") | {"variant": "silu", "change": {"model.activation": "silu"}}
     with pytest.raises(ConfigError, match="hypothesis is still that of no_qk_norm: declare it for variant='silu'"):
         notebook.check_parameters(notebook.AblationParameters, arrived | {"independent_variable": "model.activation"})
+
+
+def test_the_cost_of_what_is_planned_is_told_before_anything_runs(outputs, tiny):
+    ablation = Ablation(
+        variant="deeper",
+        hypothesis="Another layer lowers the loss.",
+        independent_variable="model.num_layers",
+        change={"model.num_layers": "x2"},
+        why="Depth is the question.",
+    )
+    place = outputs, "study", "full", tiny(), [42, 43, 44]
+    baseline, variant = plan_experiment(*place), plan_experiment(*place, ablation)
+    records.write_json(
+        next(baseline.runs())[2] / "result.json", {"fingerprint": baseline.fingerprint, "status": "finished"}
+    )
+    said = notebook.planned_cost(baseline, variant).data
+    assert "2 of 3 of baseline, 3 of 3 of deeper" in said and "time (s)" not in said
+    # by hand, forward and backward: 4 steps of 512 tokens; per token 6 x matrices (blocks, value gate, head of 320
+    # rows) and 12 x layers x width x context of attention
+    block, head = 4 * 16 * 16 + 2 * 16 * 64, 320 * 16
+    flops = [6 * (n * block + 12 * 2 + head) + 12 * n * 16 * 256 for n in (1, 2)]
+    assert f"in all {4 * 512 * (2 * flops[0] + 3 * flops[1]):.3g} FLOPs" in said
+    assert not (variant.folder).exists()

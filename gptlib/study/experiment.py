@@ -182,7 +182,7 @@ def _append_result(plan: Plan, run: Path) -> None:
         for row in result.get("switches", ()):
             _log(
                 plan,
-                f"{who}: {row['what']} grew to {row['share']:.3g} of its size at step {row['step']} ({row['reason']})",
+                f"{who}: {row['what']} grew to {100 * row['share']:.0f} % of its size at step {row['step']} ({row['reason']})",
             )
         _log(plan, f"{who}: {result['status']}")
 

@@ -96,6 +96,14 @@ def test_a_finished_experiment_is_executed_again_without_running_anything(execut
     assert len(again.finals()) == 2 and "0 of 2 runs to do" in log(asked)
 
 
+def test_every_switch_of_a_stage_is_in_the_record(executed, plan):
+    stages = {"schedule.curriculum.stages": [0.5, 1.0], "schedule.curriculum.latest": [0.5]}
+    grown = plan(seeds=[42], changes=stages)
+    (result,) = execute(grown).results
+    assert result["switches"] == [{"what": "seq_len", "step": 2, "share": 1.0, "reason": "latest"}]
+    assert "run 0 seed 42 attempt 1: seq_len grew to 100 % of its size at step 2 (latest)" in log(grown)
+
+
 def test_one_more_seed_runs_that_one_alone(executed, plan):
     summarise(execute(plan([42])))
     before = files(plan([42]).folder / "runs")
