@@ -65,7 +65,7 @@ class ModelConfig(Section):
     bias: bool = False  # of the linear maps in the blocks
     dropout: float = Field(0.0, ge=0, lt=1)  # of embeddings, attention weights and what each sublayer adds
     # attention
-    window_pattern: str = Field("L", pattern="^[SL]+$")  # over the layers: S short window, L all; the last is L
+    window_pattern: str = Field("L", pattern="^[SL]+$")  # over the layers: S short window, L seq_len; the last is L
     short_window: float = Field(0.25, gt=0, le=1)  # of seq_len: how far an S layer sees, its own position included
     document_mask: bool = False  # no position sees another document
     attention_gate: bool = False  # each head scaled by sigmoid(w . x[:12])
@@ -103,6 +103,8 @@ class ModelConfig(Section):
             raise ValueError(f"model.num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.position == "rope" and self.head_dim % 2:
             raise ValueError(f"model.position=rope needs an even head size, not {self.head_dim}")
+        if self.bigram_rows == 1:
+            raise ValueError("model.bigram_rows=1: one row is for no predecessor, pairs need another; give 2 or more")
         if self.norm_bias and self.norm == "rms":
             raise ValueError("model.norm_bias=true needs norm=layer: an RMS norm has no bias")
         for name in ("skip_attention", "value_layers"):
@@ -304,6 +306,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"schedule.batch.stages begins with {self.schedule.batch.stages[0]:g} of train.batch_rows="
                 f"{self.train.batch_rows}: too few rows for hardware.ranks={self.hardware.ranks}; begin with more"
+            )
+        schedule = self.schedule
+        if self.hardware.compile and (schedule.windows.start < 1 or (schedule.depth.start < 1 and schedule.depth.drop)):
+            raise ValueError(
+                "hardware.compile=true with growing windows or dropped layers compiles anew at nearly every step; "
+                "set hardware.compile=false, or schedule.windows.start=1 and schedule.depth.drop=0"
             )
         return self
 

@@ -171,7 +171,7 @@ class GPT(nn.Module):
         kv_width = config.kv_heads * config.head_dim
         self.value_tables = nn.ModuleList(nn.Embedding(vocab, kv_width) for _ in range(config.num_value_tables))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(depth))
-        self.skip_weights = nn.Parameter(torch.empty(depth // 2)) if config.unet_skips else None
+        self.skip_weights = nn.Parameter(torch.empty(depth // 2)) if config.unet_skips and depth > 1 else None
         self.residual_lambdas = nn.Parameter(torch.empty(depth)) if config.residual_lambdas else None
         self.x0_lambdas = nn.Parameter(torch.empty(depth)) if config.x0_lambdas else None
         self.bigram_lambdas = nn.Parameter(torch.empty(depth)) if config.bigram_embeds else None

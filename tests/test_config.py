@@ -206,3 +206,13 @@ def test_lists_survive_json_and_compare_by_value():
         "schedule.batch.stages": ([1.0], [0.5, 1.0]),
         "schedule.batch.latest": ([], [0.5]),
     }
+
+
+@pytest.mark.parametrize("changes", [{"schedule.windows.start": 0.5}, {"schedule.depth.start": 0.5}], ids=str)
+def test_what_would_compile_at_every_step_is_refused(changes):
+    compiled = {"hardware.compile": True}
+    with pytest.raises(ConfigError, match="set hardware.compile=false") as error:
+        load_config("smoke", changes | compiled)
+    assert "\n" not in str(error.value)
+    assert load_config("smoke", changes) and load_config("smoke", compiled)
+    assert load_config("smoke", {"schedule.depth.start": 0.5, "schedule.depth.drop": 0} | compiled)

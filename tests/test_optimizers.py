@@ -48,6 +48,7 @@ RICH: list[dict[str, Any]] = [
         **{"norm": "layer", "norm_gain": True, "norm_bias": True, "bias": True, "position": "learned"},
         **{"attention_gate": True, "num_kv_heads": 1, "value_mix": "lambdas", "unet_skips": True, "smear": True},
         **{"residual_lambdas": True, "x0_lambdas": True, "backout": True, "bigram_embeds": True, "head_bias": True},
+        **{"qk_gain": True},
     },
     {"activation": "swiglu", "tied_head": True, "head_bias": True, "parallel_block": True, "norm_gain": True},
     {"activation": "geglu", "bias": True, "value_mix": "gate", "norm_placement": "post", "norm_gain": True},
@@ -56,7 +57,7 @@ KINDS = {
     "matrix": r"blocks\.\d+\.(attn\.[qkvo]|mlp\.(up|down|w1|w2|w3))\.weight",
     "embed": r"(embed|positions|bigram_table|value_tables\.\d+)\.weight",
     "head": r"head\.weight",
-    "scalar": r".*(norm\.weight|gate\.weight|bias|lambdas?|skip_weights)",
+    "scalar": r".*(norm\.weight|gate\.weight|bias|lambdas?|skip_weights|qk_gain)",
 }
 
 
@@ -73,7 +74,7 @@ def test_each_kind_of_parameter_has_its_role(matrices: str) -> None:
             assert role == ("head" if tied else expected), name
             assert optimizer is (Muon if role == "matrix" and matrices == "muon" else torch.optim.AdamW), name
             kinds.add(re.sub(r"\.\d+\.", ".", name))
-    assert len(kinds) == 44  # 9 matrices, 4 tables, a head, 3 gates, 5 norms with 4 biases, 11 other biases, 7 weights
+    assert len(kinds) == 45  # 9 matrices, 4 tables, a head, 3 gates, 5 norms with 4 biases, 11 other biases, 8 weights
 
 
 @pytest.mark.parametrize("matrices", ["muon", "adamw"])

@@ -180,10 +180,8 @@ def _append_result(plan: Plan, run: Path) -> None:
         records.append_jsonl(path, result)
         who = f"run {result['run_id']} seed {result['seed']} attempt {result['attempt']}"
         for row in result.get("switches", ()):
-            _log(
-                plan,
-                f"{who}: {row['what']} grew to {100 * row['share']:.0f} % of its size at step {row['step']} ({row['reason']})",
-            )
+            size = f"{100 * row['share']:.0f} % of its size"
+            _log(plan, f"{who}: {row['what']} grew to {size} at step {row['step']} ({row['reason']})")
         _log(plan, f"{who}: {result['status']}")
 
 
