@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from gptlib.fields import ModelConfig
-
-GATE_INPUTS = 12  # residual dims that a gate reads, as in gptlib/model.py
+from gptlib.fields import GATE_DIMS, ModelConfig, RunConfig
+from gptlib.schedules import joining_times
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def _gates(config: ModelConfig, layer: int) -> int:
 
 
 def _gate(config: ModelConfig, outputs: int) -> int:
-    return min(GATE_INPUTS, config.model_dim) * outputs
+    return min(GATE_DIMS, config.model_dim) * outputs
 
 
 def _vectors(config: ModelConfig, layer: int) -> int:
@@ -77,8 +76,25 @@ def flops_per_token(config: ModelConfig, vocab_size: int) -> int:
     attention matrix although a causal or windowed kernel may skip parts of it. Element-wise work and the optimizer are
     not counted.
     """
-    gates = sum(_gates(config, layer) for layer in range(config.num_layers)) + _gate(config, config.smear)
-    matrices = count_parameters(config, vocab_size).matrices + gates
-    matrices += config.padded_vocab(vocab_size) * config.model_dim
-    attention_layers = config.num_layers - len(config.skip_attention)
-    return 6 * matrices + 12 * attention_layers * config.model_dim * config.seq_len
+    blocks = sum(_layer_flops(config, layer, config.seq_len) for layer in range(config.num_layers))
+    return round(blocks + _ends_flops(config, vocab_size))
+
+
+def run_flops(config: RunConfig, vocab_size: int) -> int:
+    """Training FLOPs of a run as planned: a layer that joins late counts from then on, short rows as short as they are.
+
+    Stages of growth begin at the latest; layers dropped from single steps are counted.
+    """
+    model, length = config.model, config.model.seq_len * config.schedule.curriculum.mean_share()
+    joined = joining_times(config.schedule.depth, model.num_layers)
+    blocks = sum((1 - time) * _layer_flops(model, layer, length) for layer, time in enumerate(joined))
+    return round(config.planned_tokens * (blocks + _ends_flops(model, vocab_size)))
+
+
+def _layer_flops(config: ModelConfig, layer: int, length: float) -> float:
+    attention = 12 * config.model_dim * length * (layer not in config.skip_attention)
+    return 6 * (_matrices(config, layer) + _gates(config, layer)) + attention
+
+
+def _ends_flops(config: ModelConfig, vocab_size: int) -> int:
+    return 6 * (config.padded_vocab(vocab_size) * config.model_dim + _gate(config, config.smear))

@@ -52,14 +52,29 @@ def validate(model: type[Model], values: Mapping[str, Any], where: Mapping[str, 
 
 def _describe(model: type[BaseModel], error: Any, where: Mapping[str, str] | str) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    place = where if isinstance(where, str) else where.get(key) or next(iter(where.values()), "")
+    place = where if isinstance(where, str) else _place(key, where)
     place = f"{place}: " if place else ""
     if error["type"] == "extra_forbidden":
         return f"{place}unknown key {key!r}{suggestion(key, dotted_keys(model))}"
     if error["type"] == "missing":
         return f"{place}key {key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{place}{message}" if error["type"] == "value_error" else f"{place}{key}={error['input']!r}: {message}"
+    if error["type"] == "tuple_type":
+        message = "give a list, e.g. [1]"
+    if error["type"] != "value_error":
+        return f"{place}{key}={error['input']!r}: {message}"
+    named = not key or key.split(".")[-1] in message
+    return f"{place}{message}" if named else f"{place}{key}: {message}"
+
+
+def _place(key: str, where: Mapping[str, str]) -> str:
+    """Where a key came from; for a rule over several keys, where the last of them was set, overrides before files."""
+    inside = [place for name, place in where.items() if not key or name == key or name.startswith(f"{key}.")]
+    overridden = [place for place in inside if place in ("override", "change")]
+    if key in where and not overridden:
+        return where[key]
+    known = overridden or inside
+    return known[-1] if known else next(iter(where.values()), "")
 
 
 # --- building a RunConfig ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from gptlib import records
 from gptlib.checkpoint import load_checkpoint
+from gptlib.config import validate
 from gptlib.data.dataset import Dataset, open_dataset
 from gptlib.data.loader import validation_batches
 from gptlib.device import Place
@@ -117,7 +118,7 @@ def _dataset_of(run: Path, spec: dict[str, Any]) -> Path:
 def sample_from_run(run: Path, prompt: str, count: int, seed: int = 0, temperature: float = 0.8) -> str:
     """What the model of a finished run writes after `prompt`. Raises ValueError (no checkpoint, prompt too long)."""
     spec = records.read_json(run / "run.json")
-    config, dataset = RunConfig.model_validate(spec["config"]), open_dataset(_dataset_of(run, spec))
+    config, dataset = validate(RunConfig, spec["config"], str(run / "run.json")), open_dataset(_dataset_of(run, spec))
     place = Place(torch.device("cpu"))
     model = GPT(config.model, dataset.vocab_size)
     load_checkpoint(run / "checkpoint", model)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+GATE_DIMS = 12  # leading dims of the stream that a gate reads, as in modded-nanogpt and nanochat
+
 
 class Section(BaseModel):
     """Frozen and strict: unknown keys, nan and inf are refused; numbers written as strings are parsed by type."""
@@ -110,7 +112,10 @@ class ModelConfig(Section):
         for name in ("skip_attention", "value_layers"):
             layers = getattr(self, name)
             if len(set(layers)) != len(layers) or any(not 0 <= layer < self.num_layers for layer in layers):
-                raise ValueError(f"model.{name}={list(layers)}: give layers from 0 to {self.num_layers - 1}, each once")
+                raise ValueError(
+                    f"model.{name}={list(layers)}: give layers from 0 to {self.num_layers - 1}, each once; "
+                    "another depth needs another list"
+                )
         return self
 
     @property
@@ -181,7 +186,7 @@ class AdamWConfig(Section):
     matrix_lr: float = Field(0.006, gt=0)  # block matrices, only where optim.matrices is adamw
     embed_lr: float = Field(0.3, gt=0)  # token and value embeddings
     head_lr: float = Field(0.02, gt=0)
-    scalar_lr: float = Field(0.01, gt=0)  # gates and other vectors
+    scalar_lr: float = Field(0.01, gt=0)  # gates, learned positions, gains and other vectors
     betas: tuple[float, float] = (0.8, 0.95)
     eps: float = Field(1e-10, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -212,7 +217,7 @@ class DepthConfig(Section):
     """DepthWarm: the upper layers join one by one while the model trains."""
 
     start: float = Field(1.0, gt=0, le=1)  # share of the layers that is active from the start, at the bottom; 1: all
-    full: float = Field(0.3, gt=0, le=1)  # progress at which the last one joins
+    full: float = Field(0.3, gt=0, lt=1)  # progress at which the last one joins
     drop: float = Field(0.2, ge=0, lt=1)  # chance that a layer that has just joined is left out of a step; 0 at `full`
 
 
@@ -311,7 +316,7 @@ class RunConfig(Section):
         if self.hardware.compile and (schedule.windows.start < 1 or (schedule.depth.start < 1 and schedule.depth.drop)):
             raise ValueError(
                 "hardware.compile=true with growing windows or dropped layers compiles anew at nearly every step; "
-                "set hardware.compile=false, or schedule.windows.start=1 and schedule.depth.drop=0"
+                "set hardware.compile=false (in both arms, among the overrides), or schedule.depth.drop=0"
             )
         return self
 

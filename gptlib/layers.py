@@ -125,6 +125,9 @@ def attention(
     if causal and (mask is not None or q.shape[-2] != k.shape[-2]):
         seen = causal_mask(q.shape[-2], k.shape[-2], q.device)
         mask, causal = seen if mask is None else mask & seen, False
+    if grouped and mask is not None and q.is_cuda:  # no fused kernel takes both: without this, all weights in memory
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
 
 

@@ -16,22 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlib import layers
-from gptlib.fields import ModelConfig
+from gptlib.fields import GATE_DIMS, ModelConfig
 from gptlib.streams import stream_seed
 
 # With QK-norm, the largest attention logit: modded-nanogpt scales by 0.12 at a head size of 128. A scale fixed at 0.12
 # would leave small heads unable to attend sharply.
 QK_NORM_PEAK = 0.12 * 128
-GATE_DIMS = 12  # leading residual dims that gates read, from modded-nanogpt and nanochat
 
-RotaryTables = tuple[Tensor, Tensor] | None
+RotaryTables = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Context:
     """What the layers of one forward pass share. `masks`: by window, (t, t) or (b, 1, t, t); None: causal alone."""
 
-    tables: RotaryTables
+    tables: RotaryTables | None
     masks: dict[int, Tensor | None]
 
 
@@ -64,7 +63,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         width, kv_width = config.model_dim, config.kv_heads * config.head_dim
         self.q = nn.Linear(width, width, config.bias)
         self.k, self.v = nn.Linear(width, kv_width, config.bias), nn.Linear(width, kv_width, config.bias)
@@ -79,11 +78,11 @@ class Attention(nn.Module):
         config = self.config
         q, k, v = (linear(x_btd).unflatten(-1, (-1, config.head_dim)) for linear in (self.q, self.k, self.v))  # b t h k
         if value_btd is not None:
-            v = self._with_value(v, value_btd.view_as(v), x_btd)
+            v = self._with_value(v, value_btd.view_as(v).type_as(v), x_btd)
         if config.qk_norm:
             q, k = layers.rms_norm(q), layers.rms_norm(k)
         if self.qk_gain is not None:
-            q = q * self.qk_gain.unsqueeze(-1)
+            q = q * self.qk_gain.type_as(q).unsqueeze(-1)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # b h t k
         if context.tables is not None:
             q, k = (layers.rotate(x, context.tables, config.rope_layout) for x in (q, k))
@@ -98,7 +97,8 @@ class Attention(nn.Module):
         if self.value_gate is not None:
             return torch.addcmul(v_bthk, 2 * self.value_gate(x_btd).unsqueeze(-1), value_bthk)
         if self.value_lambdas is not None:
-            return self.value_lambdas[0] * v_bthk + self.value_lambdas[1] * value_bthk
+            own, added = self.value_lambdas.type_as(v_bthk)
+            return own * v_bthk + added * value_bthk
         return v_bthk + value_bthk
 
 
@@ -111,7 +111,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         self.attn = None if layer in config.skip_attention else Attention(config, layer)
         feed_forward = layers.GatedMLP if config.gated else layers.MLP
         self.mlp = feed_forward(config.model_dim, config.mlp_dim, layers.ACTIVATIONS[config.activation], config.bias)
@@ -204,7 +204,8 @@ class GPT(nn.Module):
             table = self.config.value_table(layer)
             value_btd = None if table is None else self.value_tables[table](tokens_bt)
             x_btd = self.blocks[layer](x_btd, value_btd, context, self._window(layer))
-            kept[layer] = x_btd
+            if self.skip_weights is not None or self.backout_lambda is not None:
+                kept[layer] = x_btd
         if self.backout_lambda is not None and (middle := self._backout_layer()) in kept:
             x_btd = x_btd - self.backout_lambda * kept[middle]
         return x_btd if self.final_norm is None else self.final_norm(x_btd)
@@ -270,12 +271,12 @@ class GPT(nn.Module):
             tables = layers.rotary_tables(positions_t, *shape)
         masks: dict[int, Tensor | None] = {}
         for window in {self._window(layer) for layer in self.layers_on}:
-            masks[window] = layers.causal_mask(length, length, device, window) if window < length else None
+            whole = window >= length and not config.document_mask
+            masks[window] = None if whole else layers.causal_mask(length, length, device, window)
         if config.document_mask:
             document_bt = (tokens_bt == self.eot).cumsum(dim=1)
             same_b1tt = (document_bt.unsqueeze(2) == document_bt.unsqueeze(1)).unsqueeze(1)
-            causal_tt = layers.causal_mask(length, length, device)
-            masks = {window: same_b1tt & (causal_tt if mask is None else mask) for window, mask in masks.items()}
+            masks = {window: same_b1tt & mask for window, mask in masks.items() if mask is not None}
         return Context(tables, masks)
 
     # ---- head

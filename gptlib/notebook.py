@@ -201,7 +201,7 @@ class LiveCurves:
         self._figure = Figure(figsize=(7, 3.6), layout="constrained")
         self._status = display(HTML("starting …"), display_id=True)
         self._picture = display(_png(self._draw(metrics_frame(plan))), display_id=True)
-        self._before = self._done(metrics_frame(plan))
+        self._before = self._done(metrics_frame(plan)), self._tokens(metrics_frame(plan))
 
     def _draw(self, frame: pd.DataFrame) -> Figure:
         title = f"{self._plan.variant}: validation loss while training"
@@ -210,6 +210,10 @@ class LiveCurves:
     @staticmethod
     def _done(frame: pd.DataFrame) -> int:
         return int(frame.groupby("run_id")["step"].max().sum()) if len(frame) else 0
+
+    @staticmethod
+    def _tokens(frame: pd.DataFrame) -> float:
+        return float(frame.groupby("run_id")["tokens"].max().sum()) if "tokens" in frame else 0.0
 
     def update(self, last: bool = False) -> None:
         """Redraw if it is time to; never more than a small share of the time."""
@@ -224,12 +228,13 @@ class LiveCurves:
 
     def _status_line(self, frame: pd.DataFrame, elapsed: float) -> str:
         done = self._done(frame)
-        rate = (done - self._before) / elapsed if elapsed > 0 else 0.0
+        rate = (done - self._before[0]) / elapsed if elapsed > 0 else 0.0
+        speed = (self._tokens(frame) - self._before[1]) / elapsed if elapsed > 0 else 0.0
         bar = f'<progress value="{done}" max="{self._total}"></progress>'
         if not any((run / "stdout.log").exists() for run in self._plan.started_runs()):
             return f"{bar} waiting for a free core or GPU: other runs of this machine hold them all"
         parts = [f"{bar} {done}/{self._total} steps of {len(self._plan.seeds)} runs"]
-        parts.append(f"{rate * self._plan.config.tokens_per_step:,.0f} tokens/s")
+        parts.append(f"{speed:,.0f} tokens/s")
         if rate > 0 and done < self._total:
             parts.append(f"about {_clock((self._total - done) / rate)} left")
         return " · ".join(parts)
@@ -362,8 +367,8 @@ def findings(baseline: Experiment, answers: Mapping[str, tuple[Experiment, Compa
     """A sentence for every answer, the largest effects first."""
     noise = baseline.spread()
     lines = [
-        f"**Untuned baseline:** no arm's learning rates were tuned for it, so every verdict holds at these rates. "
-        f"The baseline's seeds have a standard deviation of {noise:.4f} nats/token."
+        "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
+        f"verdict holds at these rates. The baseline's seeds have a standard deviation of {noise:.4f} nats/token."
     ]
     for experiment, comparison in sorted(answers.values(), key=lambda answer: -abs(answer[1].difference or 0.0)):
         lines.append(f"- **{experiment.plan.variant}: {comparison.verdict}.** {comparison.reason}")

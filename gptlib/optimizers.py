@@ -10,12 +10,12 @@ from gptlib.fields import OptimConfig
 from gptlib.model import part_of
 from gptlib.muon import Muon
 
-# What a matrix is decides its role; whatever has one dimension is `scalar`. A tied head is `embed`, trained at the
-# head's rate.
+# By the part a matrix belongs to; whatever has one dimension is `scalar`. A tied head is `embed`, trained at the head's
+# rate. Positions have a gradient at every step, where a token's row has one now and then: they go with the scalars.
 ROLES = {
-    **dict.fromkeys(("embed", "positions", "value_tables", "bigram_table"), "embed"),
+    **dict.fromkeys(("embed", "value_tables", "bigram_table"), "embed"),
     "head": "head",
-    **dict.fromkeys(("value_gate", "head_gate", "smear_gate"), "scalar"),
+    **dict.fromkeys(("positions", "value_gate", "head_gate", "smear_gate"), "scalar"),
     **dict.fromkeys(("q", "k", "v", "o", "up", "down", "w1", "w2", "w3"), "matrix"),
 }
 
@@ -66,9 +66,10 @@ def _parameters_by_role(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 def _by_decay(members: list[nn.Parameter], decay_vectors: bool) -> list[tuple[list[nn.Parameter], dict[str, Any]]]:
     """The members that are decayed as configured, and those that are not decayed at all."""
-    vectors = [] if decay_vectors else [p for p in members if p.ndim < 2]
-    others = members if decay_vectors else [p for p in members if p.ndim >= 2]
-    return [(group, settings) for group, settings in ((others, {}), (vectors, {"weight_decay": 0.0})) if group]
+    if decay_vectors:
+        return [(members, {})]
+    split = [p for p in members if p.ndim > 1], [p for p in members if p.ndim < 2]
+    return [(group, rule) for group, rule in zip(split, ({}, {"weight_decay": 0.0}), strict=True) if group]
 
 
 def _group(role: str, parameters: list[nn.Parameter], config: OptimConfig) -> dict[str, Any]:

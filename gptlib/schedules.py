@@ -1,7 +1,7 @@
 """What changes during a run: learning rate, depth, windows, sequence length, batch.
 
-All but growth are pure functions of progress, the finished fraction of the run: nothing to save, so nothing to lose on
-resume. Growth (sequence length, batch) listens to the training loss.
+All but growth are pure functions of progress, the finished fraction of the run (and of the seed, where layers are
+dropped): nothing to save, so nothing to lose on resume. Growth (sequence length, batch) listens to the training loss.
 """
 
 import math
@@ -74,12 +74,16 @@ class Growth:
         self.losses: list[float] = []
         self.switches: list[dict[str, Any]] = []
 
-    def share(self, step: int) -> float:
-        """Share of the final size at `step`; call it for every step, in order."""
+    def advance(self, step: int) -> float:
+        """Begin the stage that `step` is of; returns its share of the final size. Call it for every step, in order."""
         while self.stage < len(self.config.latest) and (reason := self._reason(step)):
             self.stage += 1
             self.losses = []
-            self.switches.append({"step": step, "share": self.config.stages[self.stage], "reason": reason})
+            self.switches.append({"step": step, "share": self.share, "reason": reason})
+        return self.share
+
+    @property
+    def share(self) -> float:
         return self.config.stages[self.stage]
 
     def observe(self, loss: float) -> None:
@@ -120,22 +124,25 @@ class Pace:
     def window_share(self, step: int) -> float:
         return window_share(self.config.schedule.windows, self.progress(step))
 
-    def cut(self, step: int) -> tuple[int, int]:
+    def shape(self, step: int) -> tuple[int, int]:
         """(rows of full length, tokens a row is cut to) of the global batch; call it for every step, in order."""
-        rows = max(1, round(self.batches.share(step) * self.config.train.batch_rows))
-        return rows, max(1, round(self.lengths.share(step) * self.config.model.seq_len))
+        stage = self.lengths.stage
+        length = max(1, round(self.lengths.advance(step) * self.config.model.seq_len))
+        if self.lengths.stage != stage:
+            self.batches.losses = []  # another length is another loss: no plateau is seen across it
+        return max(1, round(self.batches.advance(step) * self.config.train.batch_rows)), length
 
     def observe(self, loss: float) -> None:
         self.lengths.observe(loss)
         self.batches.observe(loss)
 
-    def state(self, step: int) -> dict[str, Any]:
-        """What of it is not constant in this run, for the log."""
+    def state(self, step: int, rows: int, length: int) -> dict[str, Any]:
+        """What of it is not constant in this run, for the log; `rows` and `length` are the shape of this step."""
         schedule, state = self.config.schedule, dict[str, Any]()
         if schedule.curriculum.latest:
-            state["seq_len"] = self.cut(step)[1]
+            state["seq_len"] = length
         if schedule.batch.latest:
-            state["batch_rows"] = self.cut(step)[0]
+            state["batch_rows"] = rows
         if schedule.depth.start < 1:
             state["active_layers"] = len(self.layers(step, training=False))
         if schedule.windows.start < 1:

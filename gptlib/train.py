@@ -2,7 +2,8 @@
 
 A run is fed by `run.json` and answers through files: `metrics.jsonl` while it runs, `result.json` and `checkpoint/`
 at its end. Its numbers depend on the configuration and the seed alone: any world size gives the same run up to the
-order of summation, evaluation draws on no random stream of training, and the clock stands still while it evaluates.
+order of summation (dropout aside), evaluation draws on no random stream of training, and the clock stands still while
+it evaluates.
 """
 
 import dataclasses
@@ -31,13 +32,14 @@ from gptlib.streams import stream_seed
 
 Log = Callable[[dict[str, Any]], None]
 MAX_LOGGED_STEPS = 1000
+MAX_GRAPHS = 64
 DIVERGED_FACTOR = 3.0  # a loss above this multiple of ln(vocabulary), the loss of a uniform guess, has exploded
 
 
 def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log) -> tuple[GPT, dict[str, Any]]:
     """Train one model; returns it with the fields of its result. `log` gets a metrics row per logged step."""
     model, optimizers = build(config, dataset, seed, place)
-    compute = torch.compile(model) if config.hardware.compile else model
+    compute = compiled(model) if config.hardware.compile else model
     batches, pace = TrainingStream(dataset, config, seed, place.rank, place.world), Pace(config, seed)
     micro_tokens = config.model.seq_len * (config.hardware.micro_rows or config.train.batch_rows // place.world)
     steps, every = config.train.steps, config.eval.every
@@ -69,7 +71,7 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
         # ---- one step
         place.synchronize()
         start = time.perf_counter()
-        (rows, length), pace_row = pace.cut(step), pace.state(step)
+        rows, length = pace.shape(step)
         model.layers_on = pace.layers(step, training=True)
         batch = batches.take(rows, length)
         seed_dropout(config, seed, step, place)
@@ -96,7 +98,7 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             "step_avg_ms": 1000 * seconds / (step + 1),
             "tokens_per_second": step_tokens / step_seconds,
             "memory_mib": place.memory_mib(),
-            **pace_row,
+            **pace.state(step, rows, length),
         }
     return model, {**outcome("finished", steps), **_finals(evaluation, best, seconds, tokens, steps)}
 
@@ -122,6 +124,12 @@ def update(optimizers: list[torch.optim.Optimizer], multiplier: float) -> None:
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def compiled(model: GPT) -> Any:
+    """The model as one compiled graph for each depth, window and row length that a schedule goes through."""
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # the default of 8 leaves the last ones eager, with a warning
+    return torch.compile(model)
 
 
 def seed_everything(seed: int) -> None:

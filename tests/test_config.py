@@ -216,3 +216,17 @@ def test_what_would_compile_at_every_step_is_refused(changes):
     assert "\n" not in str(error.value)
     assert load_config("smoke", changes) and load_config("smoke", compiled)
     assert load_config("smoke", {"schedule.depth.start": 0.5, "schedule.depth.drop": 0} | compiled)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule.curriculum.stages=[0.5, 0.7]"], "override: schedule.curriculum: stages=[0.5, 0.7]: give shares"),
+        (["model.num_heads=3"], "override: model.model_dim=32 is not a multiple of num_heads=3"),
+        (["model.skip_attention=1"], "override: model.skip_attention=1: give a list, e.g. [1]"),
+    ],
+)
+def test_a_rule_over_several_keys_names_the_place_that_broke_it_and_the_key(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load_config("smoke", overrides)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

@@ -55,9 +55,9 @@ RICH: list[dict[str, Any]] = [
 ]
 KINDS = {
     "matrix": r"blocks\.\d+\.(attn\.[qkvo]|mlp\.(up|down|w1|w2|w3))\.weight",
-    "embed": r"(embed|positions|bigram_table|value_tables\.\d+)\.weight",
+    "embed": r"(embed|bigram_table|value_tables\.\d+)\.weight",
     "head": r"head\.weight",
-    "scalar": r".*(norm\.weight|gate\.weight|bias|lambdas?|skip_weights|qk_gain)",
+    "scalar": r".*(positions\.weight|norm\.weight|gate\.weight|bias|lambdas?|skip_weights|qk_gain)",
 }
 
 
@@ -74,7 +74,9 @@ def test_each_kind_of_parameter_has_its_role(matrices: str) -> None:
             assert role == ("head" if tied else expected), name
             assert optimizer is (Muon if role == "matrix" and matrices == "muon" else torch.optim.AdamW), name
             kinds.add(re.sub(r"\.\d+\.", ".", name))
-    assert len(kinds) == 45  # 9 matrices, 4 tables, a head, 3 gates, 5 norms with 4 biases, 11 other biases, 8 weights
+    assert (
+        len(kinds) == 45
+    )  # 9 matrices, 3 tables, a head, positions, 3 gates, 5 norms with 4 biases, 11 other biases, 8 weights
 
 
 @pytest.mark.parametrize("matrices", ["muon", "adamw"])

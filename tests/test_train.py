@@ -447,7 +447,7 @@ def test_a_layer_keeps_its_start_until_it_joins_and_learns_from_then_on(states, 
 
 
 def test_a_layer_that_never_joins_in_training_is_as_it_began(run, tiny, tiny_dataset):
-    changes = {"model.num_layers": 2, "schedule.depth.start": 0.5, "schedule.depth.full": 1.0}
+    changes = {"model.num_layers": 2, "schedule.depth.start": 0.5, "schedule.depth.full": 0.999}
     model, _, _ = run(changes)
     start = GPT(tiny(changes).model, tiny_dataset.vocab_size)
     start.init_weights(1)
@@ -457,9 +457,14 @@ def test_a_layer_that_never_joins_in_training_is_as_it_began(run, tiny, tiny_dat
 
 
 def test_a_step_that_leaves_a_layer_out_does_not_train_it_and_evaluation_has_it(states):
-    _, _, seen = states(DEPTH | {"schedule.depth.full": 1.0, "train.steps": 12, "schedule.depth.drop": 0.9})
+    _, _, seen = states(DEPTH | {"schedule.depth.full": 0.999, "train.steps": 12, "schedule.depth.drop": 0.9})
     assert [layers for layers, _, _ in seen] == [(0,)] * 12 + [(0, 1)]  # joins at the end: nothing to leave out
-    three = DEPTH | {"model.num_layers": 3, "schedule.depth.start": 0.3, "schedule.depth.full": 1.0, "train.steps": 12}
+    three = DEPTH | {
+        "model.num_layers": 3,
+        "schedule.depth.start": 0.3,
+        "schedule.depth.full": 0.999,
+        "train.steps": 12,
+    }
     _, _, seen = states(three | {"schedule.depth.drop": 0.9})  # the second joins at 6 with a chance of 0.9
     assert [layers for layers, _, _ in seen] == [(0,)] * 6 + [(0, 1)] * 6 + [(0, 1, 2)]
     moved = [
@@ -550,7 +555,7 @@ def test_two_ranks_with_growing_rows_are_one_run(run, tiny, tiny_dataset, monkey
 
 
 def test_two_ranks_with_layers_left_out_are_one_run(run, tiny, tiny_dataset, monkeypatch):
-    changes = SHORT | {"model.num_layers": 3, "schedule.depth.start": 0.3, "schedule.depth.full": 1.0}
+    changes = SHORT | {"model.num_layers": 3, "schedule.depth.start": 0.3, "schedule.depth.full": 0.999}
     changes |= {"schedule.depth.drop": 0.5}
     one = run(changes)
     for _, _, rows in train_as_ranks(tiny(changes | {"hardware.ranks": 2}), tiny_dataset, 2, monkeypatch):

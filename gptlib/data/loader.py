@@ -3,6 +3,7 @@
 A row is a piece of one shard: `length` inputs from `start`, and as targets the same piece one further. How shards are
 cut into rows (data.rows):
     stream      consecutive windows of seq_len; in training only whole ones, in validation a shorter last one too
+    random      training: seq_len tokens from anywhere, with replacement (nanoGPT); validation: as stream
     documents   training: from a document's start, seq_len long whatever ends there, the next from the next start;
                 validation: whole documents packed in order, so that every scored document is scored to its end
 Axes: b rows, t positions.

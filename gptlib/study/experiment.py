@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from gptlib import records
-from gptlib.accounting import count_parameters, flops_per_token
+from gptlib.accounting import count_parameters, flops_per_token, run_flops
 from gptlib.config import diff, require_only
 from gptlib.data.dataset import open_dataset, prepare_dataset
 from gptlib.fields import RunConfig
@@ -293,13 +293,12 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
 def accounting(config: RunConfig, vocab_size: int) -> dict[str, float]:
     """Parameters, FLOPs and tokens of one run, from closed forms."""
     count = count_parameters(config.model, vocab_size)
-    per_token, tokens = flops_per_token(config.model, vocab_size), config.planned_tokens
     return {
         "total": count.total,
         "non_embedding": count.non_embedding,
-        "flops_per_token": per_token,
-        "total_flops": per_token * tokens,
-        "tokens": tokens,
+        "flops_per_token": flops_per_token(config.model, vocab_size),
+        "total_flops": run_flops(config, vocab_size),
+        "tokens": config.planned_tokens,
         "steps": config.train.steps,
     }
 

@@ -58,7 +58,7 @@ class Ablation(Section):
     dependent_variables: list[str] = ["val_loss"]
     controls: list[str] = ["data", "tokenizer", "steps", "batch", "schedule", "seeds"]
     change: dict[str, Any] = Field(min_length=1)
-    match: Literal["steps", "tokens"] = "steps"
+    match: Literal["steps", "tokens", "nothing"] = "steps"
     why: str = Field(min_length=10)
     expect: Expectation = Expectation()
     analysis: Analysis = Analysis()

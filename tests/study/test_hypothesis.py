@@ -67,7 +67,7 @@ def test_an_ablation_changes_what_it_says(ablation):
         ({"hypotesis": "x"}, "unknown key 'hypotesis'; did you mean 'hypothesis'?"),
         ({"hypothesis": None}, "key 'hypothesis' is missing"),
         ({"why": "because"}, "at least 10 characters"),
-        ({"match": "time"}, "'steps' or 'tokens'"),
+        ({"match": "time"}, "'steps', 'tokens' or 'nothing'"),
         ({"analysis": {"alpha": 0.7}}, "analysis.alpha=0.7: Input should be less than 0.5"),
         ({"analysis": {"margin": -0.01}}, "analysis.margin=-0.01"),
         ({"analysis": {"test": "anova"}}, "'paired' or 'welch'"),
