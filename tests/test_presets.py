@@ -1,4 +1,4 @@
-"""Every preset: against its forward pass written out in fp64, from its source where it is a published one, and its size.
+"""Every preset: its size, and its forward pass against one written out in fp64, from its source where it has one.
 
 The references take the weights by name and use nothing of the package. RMS norms have eps 1e-5, as ours do.
 """
