@@ -178,7 +178,7 @@ def test_a_killed_launcher_takes_its_runs_along(cleared, own_slots, prepare_run,
     config = tiny(FOR_EVER | {"hardware.ranks": ranks})
     run = prepare_run(cleared, config)
     code = (
-        "import sys, pathlib; from gptlib.config import HardwareConfig; from gptlib.launch import launch\n"
+        "import sys, pathlib; from gptlib.fields import HardwareConfig; from gptlib.launch import launch\n"
         "launch([pathlib.Path(sys.argv[1])], HardwareConfig.model_validate_json(sys.argv[2]))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, str(run), config.hardware.model_dump_json()])

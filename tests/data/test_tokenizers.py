@@ -88,7 +88,7 @@ def test_bpe_is_what_hugging_face_trains(bpe: Tokenizer, story_texts: list[str])
 
 def test_bpe_training_is_deterministic_over_threads_and_processes(bpe: Tokenizer, story_texts: list[str]) -> None:
     program = (
-        "import json, sys; from gptlib.config import DataConfig; from gptlib.data.tokenizers import build_tokenizer;"
+        "import json, sys; from gptlib.fields import DataConfig; from gptlib.data.tokenizers import build_tokenizer;"
         "print(build_tokenizer(DataConfig(vocab_size=400), json.load(sys.stdin)).hash)"
     )
     for threads in ("1", "4"):
