@@ -167,7 +167,9 @@ def test_every_shipped_study_passes_the_difference_gate_on_its_own_base():
         base = load_config(study.base, study.overrides)
         for name in study.ablations:
             ablation = load_ablation(name)
-            require_only(base, ablation.apply(base), ablation.change)
+            variant = ablation.apply(base)
+            require_only(base, variant, ablation.change)
+            assert diff(base, variant).keys() == ablation.change.keys()
 
 
 def test_lists_and_words_of_a_file_are_overrides_too():
