@@ -44,7 +44,7 @@ def _matrices(config: ModelConfig, layer: int) -> int:
 
 
 def _gates(config: ModelConfig, layer: int) -> int:
-    value = config.value_mix == "gate" and config.value_table(layer) is not None
+    value = config.value_mix == "gate" and config.value_table_of(layer) is not None
     heads = config.attention_gate and layer not in config.skip_attention
     return _gate(config, config.kv_heads * value + config.num_heads * heads)
 
@@ -59,7 +59,7 @@ def _vectors(config: ModelConfig, layer: int) -> int:
     norms = 0 if config.norm_placement == "none" else 1 if config.parallel_block else 1 + attention
     biases = (2 if config.gated else 1) * config.mlp_dim + config.model_dim
     biases += 2 * (config.model_dim + config.kv_heads * config.head_dim) * attention
-    lambdas = 2 if config.value_mix == "lambdas" and config.value_table(layer) is not None else 0
+    lambdas = 2 if config.value_mix == "lambdas" and config.value_table_of(layer) is not None else 0
     gains = config.num_heads * config.qk_gain * attention
     return norms * _norm(config) + biases * config.bias + lambdas + gains
 

@@ -143,7 +143,7 @@ class ModelConfig(Section):
         """Rows of the table of token pairs."""
         return self.bigram_rows or 5 * self.padded_vocab(vocab_size)
 
-    def value_table(self, layer: int) -> int | None:
+    def value_table_of(self, layer: int) -> int | None:
         """Number of the table that is added to the attention values of `layer`, if any."""
         layers = self.value_embed_layers
         return layers.index(layer) % (self.value_tables or len(layers)) if layer in layers else None

@@ -68,7 +68,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, width, config.bias)
         self.k, self.v = nn.Linear(width, kv_width, config.bias), nn.Linear(width, kv_width, config.bias)
         self.o = nn.Linear(width, width, config.bias)
-        mix = config.value_mix if config.value_table(layer) is not None else None
+        mix = config.value_mix if config.value_table_of(layer) is not None else None
         self.value_gate = Gate(config, config.kv_heads) if mix == "gate" else None
         self.value_lambdas = nn.Parameter(torch.empty(2)) if mix == "lambdas" else None
         self.head_gate = Gate(config, config.num_heads) if config.attention_gate else None
@@ -201,7 +201,7 @@ class GPT(nn.Module):
         kept: dict[int, Tensor] = {}  # by layer: what has left it, for U-net skips and backout
         for layer in self.layers_on:
             x_btd = self._enter(layer, x_btd, kept.get(depth - 1 - layer), x0_btd, bigram_btd)
-            table = self.config.value_table(layer)
+            table = self.config.value_table_of(layer)
             value_btd = None if table is None else self.value_tables[table](tokens_bt)
             x_btd = self.blocks[layer](x_btd, value_btd, context, self._window(layer))
             if self.skip_weights is not None or self.backout_lambda is not None:

@@ -722,15 +722,15 @@ def test_tied_tables_start_small() -> None:
 
 def test_value_embeddings_sit_in_every_second_layer_up_to_the_last() -> None:
     for layers in range(1, 7):
-        found = [ModelConfig(num_layers=layers).value_table(i) is not None for i in range(layers)]
+        found = [ModelConfig(num_layers=layers).value_table_of(i) is not None for i in range(layers)]
         assert found[-1] and all(a != b for a, b in itertools.pairwise(found))
-    assert all(ModelConfig(value_embeds=False).value_table(i) is None for i in range(4))
+    assert all(ModelConfig(value_embeds=False).value_table_of(i) is None for i in range(4))
 
 
 def test_value_tables_are_shared_in_turn_by_the_layers_that_have_one() -> None:
     def tables(**changes: Any) -> list[int | None]:
         config = ModelConfig(num_layers=6, **changes)
-        return [config.value_table(layer) for layer in range(6)]
+        return [config.value_table_of(layer) for layer in range(6)]
 
     assert tables() == [None, 0, None, 1, None, 2]
     assert tables(value_tables=2) == [None, 0, None, 1, None, 0]
