@@ -172,8 +172,14 @@ class MuonConfig(Section):
     momentum: float = Field(0.95, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(0.0, ge=0)
+    cautious: bool = False  # decay a weight only where the update pulls it towards zero as well
     orthogonalize: Literal["polar_express", "newton_schulz", "convergent"] = "polar_express"
     iterations: int = Field(5, ge=1, le=20)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the orthogonalisation; auto: bf16 on CUDA, fp32 elsewhere
+    split_heads: int = Field(0, ge=0)  # heads of split_parts that are orthogonalised together; 0: all of them
+    split_parts: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+    normuon: bool = False  # NorMuon: rows (or columns) of the update are brought to one size
+    beta2: float = Field(0.95, ge=0, lt=1)  # normuon only: memory of the size of a row
 
     @model_validator(mode="after")
     def _polar_express_has_five_coefficients(self) -> "MuonConfig":
@@ -251,13 +257,28 @@ class GrowthConfig(Section):
         return sum(share * (b - a) for share, a, b in zip(self.stages, edges, edges[1:], strict=False))
 
 
+class MomentumConfig(Section):
+    """Muon's momentum on its way from `start` to optim.muon.momentum, and at the end to `final`."""
+
+    warmup: float = Field(0.0, ge=0, le=1)  # progress at which it has arrived; 0: it is there from the start
+    start: float = Field(0.85, ge=0, lt=1)
+    cooldown: float = Field(0.0, ge=0, le=1)  # share of the run, at its end, over which it goes to `final`
+    final: float = Field(0.85, ge=0, lt=1)
+
+
 class ScheduleConfig(Section):
     """What changes during a run; every time is a fraction of the run, so a shorter run keeps its shape."""
 
-    kind: Literal["linear", "cosine"] = "linear"  # constant then linear cooldown, or cosine from the warmup on
+    # constant with a cooldown (1 - t, 1 - sqrt(t), (1 - t)^power at its share t), or cosine from the warmup on
+    kind: Literal["linear", "sqrt", "power", "cosine"] = "linear"
     warmup: float = Field(0.0, ge=0, le=1)
-    cooldown: float = Field(0.6, ge=0, le=1)  # linear only
+    warmup_from: Literal["zero", "first_step"] = "zero"  # the first update has rate 0, or a whole step of the way
+    cooldown: float = Field(0.6, ge=0, le=1)  # all but cosine
+    power: float = Field(2.0, gt=0)  # kind=power only
     final: float = Field(0.0, ge=0, le=1)  # multiplier at the end
+    # factor on weight decay, which is multiplied by the rate anyway: 1, the rate's own, or a straight line to 0
+    weight_decay: Literal["constant", "lr", "linear"] = "constant"
+    momentum: MomentumConfig = MomentumConfig()
     depth: DepthConfig = DepthConfig()
     windows: WindowConfig = WindowConfig()
     curriculum: GrowthConfig = GrowthConfig()  # of the sequence length; tokens per step stay equal

@@ -2,12 +2,18 @@
 
 The orthogonal polar factor U V^T of an update G = U S V^T is approximated by odd matrix polynomials
 X <- a X + (b A + c A^2) X with A = X X^T, which map each singular value s to a s + b s^3 + c s^5.
+
+Over several ranks every rank keeps the momentum of all matrices, orthogonalises its share of them, and one all-gather
+a shape spreads the updates: the state is the same everywhere, so rank 0 saves it for any number of ranks.
 """
 
-from collections.abc import Callable, Iterable
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 Triple = tuple[float, float, float]
@@ -65,18 +71,51 @@ def _iterate(g: Tensor, triples: Iterable[Triple], safety: float, eps: float, dt
     return (x.mT if tall else x).to(g.dtype)
 
 
-ORTHOGONALIZE: dict[str, Callable[[Tensor, int], Tensor]] = {
+Orthogonalize = Callable[[Tensor, int, torch.dtype | None], Tensor]
+ORTHOGONALIZE: dict[str, Orthogonalize] = {
     "newton_schulz": newton_schulz,
     "convergent": convergent,
     "polar_express": polar_express,
 }
+PRECISION = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class _Matrices:
+    """What one parameter gives to a batch: its update as blocks (n, short, long), and where they go."""
+
+    parameter: Tensor
+    group: dict[str, Any]
+    blocks: Tensor
+    tall: bool  # the blocks are transposed
+
+    def set_update(self, orthogonal: Tensor) -> None:
+        """W <- (1 - lr wd) W - lr sqrt(max(1, rows / cols)) O, by blocks."""
+        group, w = self.group, self.parameter
+        short, long = orthogonal.shape[1:]
+        update = (orthogonal.mT if self.tall else orthogonal).reshape(w.shape)
+        if decay := group["lr"] * group["weight_decay"]:
+            if group["cautious"]:
+                w.sub_(w * (update * w >= 0), alpha=decay)
+            else:
+                w.mul_(1 - decay)
+        w.add_(update, alpha=-group["lr"] * ((long / short) ** 0.5 if self.tall else 1.0))
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for 2-D parameters: m = mu m + (1 - mu) g; W <- (1 - lr wd) W - lr sqrt(max(1, rows / cols)) orth(u).
 
-    u is m, or with `nesterov` (1 - mu) g + mu m. Matrices of one shape are orthogonalised as one batch. The only state
-    is `momentum_buffer`, one per parameter. `orthogonalize` names an entry of ORTHOGONALIZE.
+    u is m, or with `nesterov` (1 - mu) g + mu m. Matrices of one shape, transposed or not, are orthogonalised as one
+    batch. `orthogonalize` names an entry of ORTHOGONALIZE, `precision` one of PRECISION. A group may set `block_rows`:
+    each of its parameters is then so many rows by so many as matrices of their own (heads of an attention).
+
+    * cautious: a weight decays only where the update has its sign (Chen et al. 2024, arXiv 2411.16085; for weight decay
+      alone: modded-nanogpt, 2025).
+    * normuon: the rows of a tall update, or the columns of a wide one, are divided by the root of the running mean
+      (`beta2`, from 0, uncorrected) of their mean square, at an unchanged Frobenius norm (Li et al. 2025, arXiv
+      2510.05491, in the form of modded-nanogpt).
+
+    State, alike on all of `world` ranks: `momentum_buffer` (as the parameter), with NorMuon `row_squares` (n, 1, long).
     """
 
     def __init__(
@@ -86,43 +125,114 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
+        cautious: bool = False,
         orthogonalize: str = "polar_express",
         iterations: int = 5,
+        precision: str = "auto",
+        normuon: bool = False,
+        beta2: float = 0.95,
+        block_rows: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            orthogonalize=orthogonalize,
-            iterations=iterations,
+        settings: dict[str, Any] = dict(
+            lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, cautious=cautious
         )
-        super().__init__(params, defaults)
-        shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim != 2]
-        assert not shapes, f"Muon takes matrices only, not {shapes}"
+        settings |= dict(orthogonalize=orthogonalize, iterations=iterations, precision=precision)
+        super().__init__(params, settings | dict(normuon=normuon, beta2=beta2, block_rows=block_rows))
+        self.rank, self.world = rank, world
+        for group in self.param_groups:
+            shapes = [tuple(p.shape) for p in group["params"] if p.ndim != 2 or p.shape[0] % (group["block_rows"] or 1)]
+            assert not shapes, f"Muon takes matrices, of whole blocks of rows, not {shapes}"
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient. Gradients are left as they are."""
         assert closure is None, "closures are not supported"
+        batches: dict[Any, list[_Matrices]] = {}
         for group in self.param_groups:
-            by_shape: dict[Any, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault((p.shape, p.device, p.dtype), []).append(p)
-            for params in by_shape.values():
-                self._update(params, group)
+            method = group["orthogonalize"], group["iterations"], group["precision"]
+            for matrices in self._updates(group):
+                blocks = matrices.blocks
+                key = (*blocks.shape[1:], blocks.device, blocks.dtype, *method)
+                batches.setdefault(key, []).append(matrices)
+        for members, orthogonal in zip(batches.values(), self._orthogonalized(list(batches.values())), strict=True):
+            parts = orthogonal.split([len(matrices.blocks) for matrices in members])
+            for matrices, part in zip(members, parts, strict=True):
+                matrices.set_update(self._evened(matrices, part) if matrices.group["normuon"] else part)
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+    def _updates(self, group: dict[str, Any]) -> Iterable[_Matrices]:
+        """Advance the momentum of a group; u of each parameter, in blocks."""
+        params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
         for p in params:
-            if not self.state[p]:
+            if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
-        orthogonal = ORTHOGONALIZE[group["orthogonalize"]](torch.stack(updates), group["iterations"])
-        rows, cols = params[0].shape
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, orthogonal.unbind(), alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+        for p, u in zip(params, updates, strict=True):
+            blocks = u.view(-1, group["block_rows"] or len(u), u.shape[1])
+            tall = blocks.shape[1] > blocks.shape[2]
+            yield _Matrices(p, group, blocks.mT if tall else blocks, tall)
+
+    def _orthogonalized(self, batches: list[list[_Matrices]]) -> list[Tensor]:
+        """For each batch its matrices (n, short, long) orthogonalised: all here, or each rank its share."""
+        stacks = [torch.cat([matrices.blocks for matrices in members]) for members in batches]
+        if self.world == 1:
+            return [_orthogonal(u, members[0].group) for u, members in zip(stacks, batches, strict=True)]
+        owners = balanced([(len(u), u.shape[1] ** 2 * u.shape[2]) for u in stacks], self.world)
+        sent = [self._share(*of_batch) for of_batch in zip(stacks, batches, owners, strict=True)]
+        return [gathered() for gathered in sent]
+
+    def _share(self, u: Tensor, members: list[_Matrices], owners: list[int]) -> Callable[[], Tensor]:
+        """Orthogonalise this rank's matrices of u and begin to exchange them; the call it returns waits for all."""
+        places = [owners[:i].count(owner) for i, owner in enumerate(owners)]  # of a matrix among those of its owner
+        width = max(places) + 1
+        mine = [i for i, owner in enumerate(owners) if owner == self.rank]
+        dtype = _precision(u, members[0].group)
+        padded = u.new_zeros((width, *u.shape[1:]), dtype=dtype)
+        if mine:
+            padded[: len(mine)] = _orthogonal(u[mine], members[0].group)
+        everything = padded.new_empty((self.world * width, *u.shape[1:]))
+        exchange = dist.all_gather_into_tensor(everything, padded, async_op=True)
+        order = [owner * width + place for owner, place in zip(owners, places, strict=True)]
+
+        def gathered() -> Tensor:
+            exchange.wait()
+            return everything[order].to(u.dtype)
+
+        return gathered
+
+    def _evened(self, matrices: _Matrices, orthogonal: Tensor) -> Tensor:
+        """NorMuon: every line along the longer side at the same size, the whole as large as before."""
+        state, squares = self.state[matrices.parameter], orthogonal.square().mean(dim=1, keepdim=True)
+        if "row_squares" not in state:
+            state["row_squares"] = torch.zeros_like(squares)
+        running = state["row_squares"].lerp_(squares, 1 - matrices.group["beta2"])
+        evened = orthogonal * running.clamp_min(1e-10).rsqrt()
+        norms = [torch.linalg.matrix_norm(x, keepdim=True) for x in (orthogonal, evened)]
+        return evened * (norms[0] / norms[1].clamp_min(1e-10))
+
+
+def balanced(batches: Sequence[tuple[int, float]], world: int) -> list[list[int]]:
+    """The rank of each matrix of each batch, given (count, cost of one): the dearest first, to the least loaded."""
+    loads = [(0.0, rank) for rank in range(world)]
+    owners: list[list[int]] = [[] for _ in batches]
+    for batch in sorted(range(len(batches)), key=lambda i: -batches[i][1]):
+        count, cost = batches[batch]
+        for _ in range(count):
+            load, rank = heapq.heappop(loads)
+            heapq.heappush(loads, (load + cost, rank))
+            owners[batch].append(rank)
+    return owners
+
+
+def _precision(u: Tensor, group: dict[str, Any]) -> torch.dtype:
+    return PRECISION[group["precision"]] or (torch.bfloat16 if u.is_cuda else torch.float32)
+
+
+def _orthogonal(u: Tensor, group: dict[str, Any]) -> Tensor:
+    return ORTHOGONALIZE[group["orthogonalize"]](u, group["iterations"], _precision(u, group))

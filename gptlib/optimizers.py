@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptlib.fields import OptimConfig
+from gptlib.fields import MuonConfig, OptimConfig
 from gptlib.model import part_of
 from gptlib.muon import Muon
+from gptlib.schedules import Rates
 
 # By the part a matrix belongs to; whatever has one dimension is `scalar`. A tied head is `embed`, trained at the head's
 # rate. Positions have a gradient at every step, where a token's row has one now and then: they go with the scalars.
@@ -20,17 +21,22 @@ ROLES = {
 }
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, head_dim: int = 0, rank: int = 0, world: int = 1
+) -> list[torch.optim.Optimizer]:
     """AdamW for embeddings, head, gates and vectors; Muon (first in the list) or AdamW for the matrices of the blocks.
 
-    Every group has a "name" (matrix, embed, head, scalar) and its unscheduled rate "base_lr". Weight decay is decoupled
-    and follows the schedule (it is multiplied by the current lr). A tied embedding belongs to the group "head".
+    Every group has a "name" (matrix, embed, head, scalar) and its unscheduled "base_lr" and "base_weight_decay". Weight
+    decay is decoupled and multiplied by the current rate. A tied embedding belongs to the group "head". `head_dim` is
+    needed where Muon splits heads, `rank` of `world` where it shares its work with other processes.
     """
     groups, adamw = _parameters_by_role(model), config.adamw
     optimizers: list[torch.optim.Optimizer] = []
     if config.matrices == "muon":
-        settings = config.muon.model_dump(exclude={"lr"})
-        optimizers.append(Muon([_group("matrix", groups.pop("matrix"), config)], **settings))
+        settings = config.muon.model_dump(exclude={"lr", "split_heads", "split_parts"})
+        members = _by_blocks(model, groups.pop("matrix"), config.muon, head_dim)
+        split_up = [_group("matrix", matrices, config) | {"block_rows": rows} for rows, matrices in members.items()]
+        optimizers.append(Muon(split_up, rank=rank, world=world, **settings))
     split = [(role, kind) for role, members in groups.items() for kind in _by_decay(members, adamw.decay_vectors)]
     optimizers.append(
         torch.optim.AdamW(
@@ -42,14 +48,19 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         )
     )
     _assert_each_once(model, optimizers)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["base_weight_decay"] = group["weight_decay"]
     return optimizers
 
 
-def set_lr(optimizers: Iterable[torch.optim.Optimizer], multiplier: float) -> None:
-    """Set the rate of every group to base_lr * multiplier."""
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], rates: Rates) -> None:
+    """Bring every group to its base_lr and base_weight_decay times the scheduled factors, Muon to the momentum."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * multiplier
+            group["lr"] = group["base_lr"] * rates.lr
+            group["weight_decay"] = group["base_weight_decay"] * rates.weight_decay
+            if isinstance(optimizer, Muon):
+                group["momentum"] = rates.momentum
 
 
 def _parameters_by_role(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -62,6 +73,19 @@ def _parameters_by_role(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         role = "scalar" if parameter.ndim < 2 else ROLES[part_of(name)]
         groups.setdefault("head" if tied and name == "embed.weight" else role, []).append(parameter)
     return groups
+
+
+def _by_blocks(
+    model: nn.Module, members: list[nn.Parameter], config: MuonConfig, head_dim: int
+) -> dict[int, list[nn.Parameter]]:
+    """{rows of a block: matrices}: those of `split_parts` in blocks of `split_heads` heads, the others whole (0)."""
+    parts = {id(p): part_of(name) for name, p in model.named_parameters()}
+    rows = config.split_heads * head_dim
+    blocks: dict[int, list[nn.Parameter]] = {}
+    for p in members:  # keys and values may have fewer heads than one block
+        split = rows if parts[id(p)] in config.split_parts and len(p) % max(1, rows) == 0 else 0
+        blocks.setdefault(split, []).append(p)
+    return blocks
 
 
 def _by_decay(members: list[nn.Parameter], decay_vectors: bool) -> list[tuple[list[nn.Parameter], dict[str, Any]]]:

@@ -1,38 +1,83 @@
-"""What changes during a run: learning rate, depth, windows, sequence length, batch.
+"""What changes during a run: learning rate, weight decay, momentum, depth, windows, sequence length, batch.
 
 All but growth are pure functions of progress, the finished fraction of the run (and of the seed, where layers are
 dropped): nothing to save, so nothing to lose on resume. Growth (sequence length, batch) listens to the training loss.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptlib.fields import DepthConfig, GrowthConfig, RunConfig, ScheduleConfig, WindowConfig
+from gptlib.fields import DepthConfig, GrowthConfig, MomentumConfig, RunConfig, ScheduleConfig, WindowConfig
 from gptlib.streams import stream_seed
 
 
-def lr_multiplier(config: ScheduleConfig, progress: float) -> float:
-    """Factor on every base learning rate at `progress` in [0, 1].
+class Rates(NamedTuple):
+    """What the optimizers take for one update."""
 
-    The update of step s (from 0) of n uses progress = s / n, so the first one of a warmup has rate 0 (the convention of
-    Hugging Face's get_linear_schedule_with_warmup), and the last one has not quite reached `final` (modded-nanogpt's).
+    lr: float  # factor on every base learning rate
+    weight_decay: float  # factor on every weight decay
+    momentum: float  # Muon's
 
-    * warmup: straight line from 0 at progress 0 to 1 at progress `warmup`.
-    * linear: 1, then from progress 1 - `cooldown` a straight line to `final` at progress 1 (Hagele et al. 2024,
-      arXiv 2405.18392). Where warmup and cooldown overlap, the smaller of the two holds.
+
+def lr_multiplier(config: ScheduleConfig, progress: float, step: float = 0.0) -> float:
+    """Factor on every base learning rate at `progress` in [0, 1]; `step` is the progress that one step makes.
+
+    The update of step s (from 0) of n uses progress = s / n, so the last one has not quite reached `final`.
+
+    * warmup: straight line to 1 at progress `warmup`. From `zero` it begins at 0 (Hugging Face's
+      get_linear_schedule_with_warmup), from `first_step` at 1 / (w + 1) for a warmup of w steps (nanoGPT).
+    * linear, sqrt, power: 1, then from progress 1 - `cooldown` down to `final` at progress 1, along 1 - t, 1 - sqrt(t)
+      (Hagele et al. 2024, arXiv 2405.18392) or (1 - t)^power, t being the share of the cooldown that is over. Where
+      warmup and cooldown overlap, the smaller of the two holds.
     * cosine: half a cosine from 1 at progress `warmup` to `final` at 1 (Loshchilov & Hutter 2016, arXiv 1608.03983).
     """
     assert 0 <= progress <= 1, f"progress is s / n in [0, 1], not {progress}"
-    rising = progress / config.warmup if progress < config.warmup else 1.0
+    ahead = step if config.warmup_from == "first_step" else 0.0
+    rising = (progress + ahead) / (config.warmup + ahead) if progress < config.warmup else 1.0
     if config.kind == "cosine":
         if progress <= config.warmup:
             return rising
         done = (progress - config.warmup) / (1 - config.warmup)
         return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
     left = (1 - progress) / config.cooldown if progress > 1 - config.cooldown else 1.0
+    if config.kind == "sqrt":
+        left = 1 - math.sqrt(1 - left)
+    elif config.kind == "power":
+        left **= config.power
     return min(rising, config.final + (1 - config.final) * left)
+
+
+def weight_decay_multiplier(config: ScheduleConfig, progress: float, step: float = 0.0) -> float:
+    """Factor on every weight decay, beside the learning rate that multiplies it anyway.
+
+    `lr` makes the decay of a step go with the square of the rate (modded-nanogpt, 2025), `linear` goes straight from 1
+    to 0 (nanochat).
+    """
+    if config.weight_decay == "lr":
+        return lr_multiplier(config, progress, step)
+    return 1 - progress if config.weight_decay == "linear" else 1.0
+
+
+def momentum(config: MomentumConfig, peak: float, progress: float) -> float:
+    """Muon's momentum: a straight line from `start` to `peak`, and at the end one to `final` (modded-nanogpt, 2024-25).
+
+    Where the two overlap, the smaller one holds.
+    """
+    rising = config.start + (peak - config.start) * progress / config.warmup if progress < config.warmup else peak
+    left = (1 - progress) / config.cooldown if progress > 1 - config.cooldown else 1.0
+    return min(rising, config.final + (peak - config.final) * left)
+
+
+def rates(config: RunConfig, progress: float) -> Rates:
+    """Those of the update that begins at `progress`."""
+    schedule, step = config.schedule, 1 / config.train.steps
+    return Rates(
+        lr_multiplier(schedule, progress, step),
+        weight_decay_multiplier(schedule, progress, step),
+        momentum(schedule.momentum, config.optim.muon.momentum, progress),
+    )
 
 
 def window_share(config: WindowConfig, progress: float) -> float:
@@ -111,6 +156,9 @@ class Pace:
 
     def progress(self, step: int) -> float:
         return step / self.config.train.steps
+
+    def rates(self, step: int) -> Rates:
+        return rates(self.config, self.progress(step))
 
     def layers(self, step: int, training: bool) -> tuple[int, ...]:
         """The layers that are computed: the active ones, in training without those that this step leaves out."""

@@ -26,8 +26,8 @@ from gptlib.device import Place, take_place
 from gptlib.evaluate import Evaluation, evaluate, generate
 from gptlib.fields import RunConfig
 from gptlib.model import GPT
-from gptlib.optimizers import build_optimizers, set_lr
-from gptlib.schedules import Pace, lr_multiplier
+from gptlib.optimizers import build_optimizers, set_rates
+from gptlib.schedules import Pace, Rates
 from gptlib.streams import stream_seed
 
 Log = Callable[[dict[str, Any]], None]
@@ -83,8 +83,8 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             return model, outcome("diverged", step)
         pace.observe(loss)
         norm = clip_gradients(model, config.optim.grad_clip)
-        multiplier = lr_multiplier(config.schedule, step / steps)
-        update(optimizers, multiplier)
+        rates = pace.rates(step)
+        update(optimizers, rates)
         place.synchronize()
         step_seconds, step_tokens = time.perf_counter() - start, rows * config.model.seq_len
         seconds, tokens = seconds + step_seconds, tokens + step_tokens
@@ -92,8 +92,8 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
         # ---- what is logged with the next step's number: the state after this one
         row = {
             "train_loss": loss,
-            "lr": config.optim.matrix_lr * multiplier,  # of the block matrices
-            "lr_multiplier": multiplier,
+            "lr": config.optim.matrix_lr * rates.lr,  # of the block matrices
+            "lr_multiplier": rates.lr,
             "grad_norm": norm,
             "step_avg_ms": 1000 * seconds / (step + 1),
             "tokens_per_second": step_tokens / step_seconds,
@@ -109,7 +109,7 @@ def build(config: RunConfig, dataset: Dataset, seed: int, place: Place) -> tuple
     model = GPT(config.model, dataset.vocab_size)
     model.init_weights(seed)
     model.to(place.device)
-    return model, build_optimizers(model, config.optim)
+    return model, build_optimizers(model, config.optim, config.model.head_dim, place.rank, place.world)
 
 
 def seed_dropout(config: RunConfig, seed: int, step: int, place: Place) -> None:
@@ -118,9 +118,9 @@ def seed_dropout(config: RunConfig, seed: int, step: int, place: Place) -> None:
         torch.manual_seed(stream_seed(seed, "dropout", step, place.rank))
 
 
-def update(optimizers: list[torch.optim.Optimizer], multiplier: float) -> None:
-    """One step of every optimizer at its scheduled rate; gradients are gone afterwards."""
-    set_lr(optimizers, multiplier)
+def update(optimizers: list[torch.optim.Optimizer], rates: Rates) -> None:
+    """One step of every optimizer at its scheduled rates; gradients are gone afterwards."""
+    set_rates(optimizers, rates)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
