@@ -197,7 +197,7 @@ class Muon(torch.optim.Optimizer):
         if mine:
             padded[: len(mine)] = _orthogonal(u[mine], members[0].group)
         everything = padded.new_empty((self.world * width, *u.shape[1:]))
-        exchange = dist.all_gather_into_tensor(everything, padded, async_op=True)
+        exchange = dist.all_gather_single(everything, padded, async_op=True)
         order = [owner * width + place for owner, place in zip(owners, places, strict=True)]
 
         def gathered() -> Tensor:
