@@ -52,8 +52,9 @@ def train(base: Annotated[str, typer.Argument(help="a name in params/base, or a 
           outputs: Outputs = None) -> None:  # fmt: skip
     """Train a configuration with several seeds, without a notebook; prints the summary."""
     from gptlib.notebook import finish
-    from gptlib.study.experiment import execute, plan_experiment
+    from gptlib.study.experiment import execute
     from gptlib.study.hypothesis import distinct_seeds
+    from gptlib.study.plan import plan_experiment
 
     try:
         numbers = distinct_seeds([int(seed) for seed in seeds.split(",")])

@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import platform
+import resource
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gptlib.fields import HardwareConfig
+
+PEAK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,30 @@ class Place:
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
+
+    def matmul_peak(self) -> float:
+        """FLOP/s of a large matrix product in the run's precision: the best of many in a tenth of a second."""
+        size = 512 if self.device.type == "cpu" else 8192 if self.device.type == "cuda" else 2048
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        generator = torch.Generator().manual_seed(0)  # random values: constant ones draw less power, and run faster
+        a, b = (torch.randn(size, size, generator=generator).to(self.device, dtype) for _ in range(2))
+        best, began = float("inf"), time.perf_counter()
+        while time.perf_counter() - began < PEAK_SECONDS or best == float("inf"):
+            self.synchronize()
+            start = time.perf_counter()
+            a @ b
+            self.synchronize()
+            best = min(best, time.perf_counter() - start)
+        return 2 * size**3 / best
+
+    def peak_memory(self) -> dict[str, float]:
+        """MiB: on a GPU the peaks of what was allocated and reserved, and the peak of the process's resident set."""
+        peaks: dict[str, float] = {}
+        if self.device.type == "cuda":
+            peaks["allocated_peak_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+            peaks["reserved_peak_mib"] = torch.cuda.max_memory_reserved(self.device) / 2**20
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peaks | {"resident_peak_mib": kib / (2**20 if platform.system() == "Darwin" else 2**10)}
 
     def memory_mib(self) -> float:
         """Peak memory allocated on the GPU; on CPUs the resident set of the process. MiB."""

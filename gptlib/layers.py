@@ -23,7 +23,8 @@ def rms_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     Spelled with vecdot because F.rms_norm's backward is several times slower on CPUs.
     """
     x_fp32 = x.float()
-    mean_square = torch.linalg.vecdot(x_fp32, x_fp32).unsqueeze(-1) / x.shape[-1]
+    with torch.autocast(x.device.type, enabled=False):  # it would make the sum of squares in bf16
+        mean_square = torch.linalg.vecdot(x_fp32, x_fp32).unsqueeze(-1) / x.shape[-1]
     return (x_fp32 * torch.rsqrt(mean_square + eps)).type_as(x)
 
 

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from gptlib.data.loader import Batch
+from gptlib.device import Place
+
 Storages = WeakSet[torch.UntypedStorage]  # weak: to measure a tensor must not keep it alive
 
 
@@ -58,6 +61,24 @@ def tensor_memory(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer])
         "gradients": _bytes(gradients),
         "optimizer": _bytes(value for value in states if isinstance(value, Tensor)),
     }
+
+
+def memory_report(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], batch: Batch, rows: int, place: Place
+) -> dict[str, float]:
+    """MiB of tensors and process after training: what the eager model keeps of `rows` rows of `batch` is measured anew.
+
+    Gradients, gone by then, are as large as the parameters. `tensor_mib` is the sum of the four; beside it stand what
+    the device and the process had at most (Place.peak_memory).
+    """
+    peaks = place.peak_memory()  # before anything is added to it
+    sizes = tensor_memory(model, optimizers)
+    inputs_bt, targets_bt = (place.tensor(side[:rows]) for side in (batch.inputs, batch.targets))
+    with SavedActivations(model) as saved, place.autocast():
+        loss = model(inputs_bt, targets_bt)
+    del loss
+    sizes |= {"gradients": sizes["parameters"], "activations": saved.bytes}
+    return {f"{name}_mib": size / 2**20 for name, size in {**sizes, "tensor": sum(sizes.values())}.items()} | peaks
 
 
 def _storages(tensors: Iterable[Tensor]) -> Storages:

@@ -192,7 +192,7 @@ class Muon(torch.optim.Optimizer):
         places = [owners[:i].count(owner) for i, owner in enumerate(owners)]  # of a matrix among those of its owner
         width = max(places) + 1
         mine = [i for i, owner in enumerate(owners) if owner == self.rank]
-        dtype = _precision(u, members[0].group)
+        dtype = muon_precision(members[0].group["precision"], u.device)
         padded = u.new_zeros((width, *u.shape[1:]), dtype=dtype)
         if mine:
             padded[: len(mine)] = _orthogonal(u[mine], members[0].group)
@@ -230,9 +230,10 @@ def balanced(batches: Sequence[tuple[int, float]], world: int) -> list[list[int]
     return owners
 
 
-def _precision(u: Tensor, group: dict[str, Any]) -> torch.dtype:
-    return PRECISION[group["precision"]] or (torch.bfloat16 if u.is_cuda else torch.float32)
+def muon_precision(name: str, device: torch.device) -> torch.dtype:
+    """What `auto`, `fp32` or `bf16` means on a device."""
+    return PRECISION[name] or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def _orthogonal(u: Tensor, group: dict[str, Any]) -> Tensor:
-    return ORTHOGONALIZE[group["orthogonalize"]](u, group["iterations"], _precision(u, group))
+    return ORTHOGONALIZE[group["orthogonalize"]](u, group["iterations"], muon_precision(group["precision"], u.device))

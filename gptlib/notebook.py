@@ -6,43 +6,34 @@ them equal): the smoke run, seconds long, in a temporary folder.
 
 import ast
 import atexit
-import io
 import itertools
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
-import PIL.Image
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 from pydantic import field_validator, model_validator
 
+from gptlib.accounting import planned_costs
 from gptlib.config import ConfigError, load_config, project_root, validate
 from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig, Section
+from gptlib.live import picture, run
+from gptlib.matching import confounders
 from gptlib.report import plots, tables
-from gptlib.stats.compare import Comparison, minimum_detectable_effect
-from gptlib.study.experiment import (
-    Experiment,
-    Plan,
-    accounting,
-    execute,
-    judge,
-    metrics_frame,
-    plan_experiment,
-    summarise,
-)
-from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds, load_ablation
+from gptlib.stats.compare import Comparison, contrast, minimum_detectable_effect
+from gptlib.study.experiment import Experiment, compared_costs, execute, judge, summarise
+from gptlib.study.hypothesis import Ablation, Analysis, Expectation, combine, distinct_seeds, load_ablation
+from gptlib.study.plan import Plan, plan_experiment
 from gptlib.yaml12 import suggestion
 
 INJECTED = "# Parameters"  # how papermill begins the cell it adds
 SMOKE_VARIANT = "no_qk_norm"
-PICTURE_DPI = 80
-MIN_REDRAW_SECONDS = 1.0
-MAX_REDRAW_SHARE = 0.03  # of the time; drawing competes with training for the same cores
 
 
 # --- parameters -------------------------------------------------------------------------------------------------
@@ -109,6 +100,8 @@ class AnalysisParameters(RunParameters):
     """90_analysis: the ablations to analyse, and those of the study that have no finished record."""
 
     ablations: list[str] = ["no_qk_norm", "gelu"]
+    interactions: list[tuple[str, str]] = []
+    ladder: dict[str, str] = {}
     missing: list[str] = []
 
 
@@ -188,122 +181,114 @@ def _temporary_folder() -> Path:
 _temporary: tempfile.TemporaryDirectory[str] | None = None  # one per kernel, gone with it
 
 
-# --- running with a live picture --------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------
 
 
-class LiveCurves:
-    """The loss curves of running plans, redrawn in place, and one status line."""
+class Answer(NamedTuple):
+    """A variant beside the arm it was compared with."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._total = plan.config.train.steps * len(plan.seeds)
-        self._start = self._next = time.monotonic()
-        self._figure = Figure(figsize=(7, 3.6), layout="constrained")
-        self._status = display(HTML("starting …"), display_id=True)
-        self._picture = display(_png(self._draw(metrics_frame(plan))), display_id=True)
-        self._before = self._done(metrics_frame(plan)), self._tokens(metrics_frame(plan))
+    baseline: Experiment
+    variant: Experiment
+    comparison: Comparison
 
-    def _draw(self, frame: pd.DataFrame) -> Figure:
-        title = f"{self._plan.variant}: validation loss while training"
-        return plots.loss_curves(frame, title=title, figure=self._figure)
-
-    @staticmethod
-    def _done(frame: pd.DataFrame) -> int:
-        return int(frame.groupby("run_id")["step"].max().sum()) if len(frame) else 0
-
-    @staticmethod
-    def _tokens(frame: pd.DataFrame) -> float:
-        return float(frame.groupby("run_id")["tokens"].max().sum()) if "tokens" in frame else 0.0
-
-    def update(self, last: bool = False) -> None:
-        """Redraw if it is time to; never more than a small share of the time."""
-        now = time.monotonic()
-        if now < self._next and not last:
-            return
-        frame = metrics_frame(self._plan)
-        self._status.update(HTML(self._status_line(frame, now - self._start)))
-        self._picture.update(_png(self._draw(frame)))
-        spent = time.monotonic() - now
-        self._next = now + max(MIN_REDRAW_SECONDS, spent / MAX_REDRAW_SHARE)
-
-    def _status_line(self, frame: pd.DataFrame, elapsed: float) -> str:
-        done = self._done(frame)
-        rate = (done - self._before[0]) / elapsed if elapsed > 0 else 0.0
-        speed = (self._tokens(frame) - self._before[1]) / elapsed if elapsed > 0 else 0.0
-        bar = f'<progress value="{done}" max="{self._total}"></progress>'
-        if not any((run / "stdout.log").exists() for run in self._plan.started_runs()):
-            return f"{bar} waiting for a free core or GPU: other runs of this machine hold them all"
-        parts = [f"{bar} {done}/{self._total} steps of {len(self._plan.seeds)} runs"]
-        parts.append(f"{speed:,.0f} tokens/s")
-        if rate > 0 and done < self._total:
-            parts.append(f"about {_clock((self._total - done) / rate)} left")
-        return " · ".join(parts)
+    @property
+    def confounders(self) -> dict[str, float]:
+        return confounders(*compared_costs(self.baseline, self.variant), self.comparison.verdict)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+class Interaction(NamedTuple):
+    """A 2x2 design: {seed: final loss} of the baseline, each variant and both together, and the contrast of them."""
+
+    variants: tuple[str, str]
+    losses: list[dict[int, float]]
+    contrast: Comparison
 
 
-def run(plan: Plan, wait: bool = False) -> Experiment:
-    """Execute a plan with a live picture; a finished record of the same numbers is reused.
-
-    `wait` waits for another process that works on the same experiment, which is otherwise refused (RecordError).
-    """
-    if plan.is_complete():
-        display(HTML(f"{plan.variant}: a finished record with the same fingerprint is reused"))
-        return Experiment(plan)
-    live = LiveCurves(plan)
-    experiment = execute(plan, live.update, wait)
-    live.update(last=True)
-    return experiment
-
-
-def baseline_of(parameters: RunParameters) -> Experiment:
-    """The baseline of the same study and stage: reused by its fingerprint, or else trained now.
+def baseline_of(parameters: RunParameters, variant: Plan | None = None) -> Experiment:
+    """The baseline of the same study and stage, or the arm that `variant` is compared with: reused or trained now.
 
     Another notebook that is training it is waited for.
     """
-    plan = parameters.plan()
+    plan = parameters.plan() if variant is None else variant.baseline()
     if not plan.is_complete():
         finish(run(plan, wait=True))
     return Experiment(plan)
 
 
-def ablation_of(parameters: RunParameters, name: str, baseline: Experiment) -> tuple[Experiment, Comparison]:
-    """An ablation file's experiment beside its baseline, reused or else run now, and its comparison."""
-    ablation = load_ablation(name)
+def tuned(parameters: RunParameters, plan: Plan) -> Plan:
+    """The plan with the best values of each arm's own grid, whose missing runs are made now."""
+    if plan.arms is None or not plan.arms.grid:
+        display(Markdown("No tuning was declared: both arms have the values of the base."))
+        return plan
+    status, trials = display(HTML("tuning …"), display_id=True), plan.tuning()
+    for number, trial in enumerate(trials):
+        status.update(HTML(f"tuning: {number} of {len(trials)} points of the grids are done"))
+        if trial.pending():
+            finish(execute(trial, wait=True))
+    status.update(HTML(f"tuning: {len(trials)} points, seeds {', '.join(map(str, trials[0].seeds))}"))
+    return parameters.plan(plan.ablation)
+
+
+def ablation_of(parameters: RunParameters, ablation: Ablation) -> Answer:
+    """An ablation's experiment beside its baseline, reused or else run now, and their comparison."""
     plan = parameters.plan(ablation)
-    complete = plan.is_complete()
+    if plan.arms and plan.arms.pending:
+        plan = tuned(parameters, plan)
+    baseline, complete = baseline_of(parameters, plan), plan.is_complete()
     experiment = Experiment(plan) if complete else run(plan)
-    comparison = judge(baseline, experiment, ablation.analysis)
+    answer = Answer(baseline, experiment, judge(baseline, experiment, ablation.analysis))
     if not complete:
-        finish(experiment, comparison)
-    return experiment, comparison
+        finish(experiment, answer)
+    return answer
 
 
-def finish(experiment: Experiment, comparison: Comparison | None = None) -> dict[str, Any]:
+def across_sizes(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
+    """A row for every base and ablation: `base`, `parameters` (non-embedding), `variant`, its difference and verdict.
+
+    `answers` are those of the parameters' own base; those of the ladder are reused, or else run now.
+    """
+    found = [(parameters.base, answer) for answer in answers]
+    for base, stage in parameters.ladder.items():
+        there = parameters.model_copy(update={"base": base, "stage": stage})
+        found += [(base, ablation_of(there, load_ablation(name))) for name in parameters.ablations]
+    rows = [
+        {
+            "base": Path(base).stem,
+            "parameters": answer.baseline.costs()["non_embedding"],
+            "variant": answer.variant.plan.variant,
+            "baseline's loss": fmean(answer.baseline.finals().values()) if answer.baseline.finals() else nan,
+            **{key: getattr(answer.comparison, key) for key in ("difference", "low", "high", "verdict")},
+        }
+        for base, answer in found
+    ]
+    return pd.DataFrame(rows)
+
+
+def interaction_of(parameters: RunParameters, names: Sequence[str]) -> Interaction:
+    """Two ablations, each alone and both together, against one baseline: reused or else run now. Raises ConfigError."""
+    a, b = (load_ablation(name) for name in names)
+    cells = [ablation_of(parameters, ablation) for ablation in (a, b, combine(a, b))]
+    if len({cell.baseline.plan.fingerprint for cell in cells}) > 1:
+        raise ConfigError(f"interaction of {a.variant} and {b.variant}: their baselines differ, by tuning or batch")
+    arms = [cells[0].baseline, *(cell.variant for cell in cells)]
+    losses = [arm.finals(a.analysis.metric) for arm in arms]
+    return Interaction((a.variant, b.variant), losses, contrast(losses, a.analysis.alpha, a.analysis.margin))
+
+
+def finish(experiment: Experiment, answer: Answer | None = None) -> dict[str, Any]:
     """Save the curves and write summary.json, which makes the record complete; returns the summary."""
     floor = next(iter(experiment.finals("floor").values()), None)
     figure = plots.loss_curves(experiment.metrics(), floor=floor, title=f"{experiment.plan.variant}: loss curves")
     figure.savefig(experiment.plan.folder / "loss_curves.png", dpi=110)
-    return summarise(experiment, comparison)
+    return summarise(experiment, answer.comparison if answer else None, answer.baseline if answer else None)
 
 
 # --- showing ----------------------------------------------------------------------------------------------------
 
 
-def _png(figure: Figure) -> Image:
-    """The figure as a PNG of 64 colours, a third of the size: a notebook keeps its pictures inside itself."""
-    full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, format="png", dpi=PICTURE_DPI)
-    with PIL.Image.open(full) as picture:
-        picture.convert("RGB").quantize(64).save(small, format="png", optimize=True)
-    return Image(data=small.getvalue(), format="png")
-
-
 def show(figure: Figure, sentence: str = "") -> None:
     """Display a figure with a sentence that says what it shows."""
-    display(_png(figure))
+    display(picture(figure))
     if sentence:
         display(Markdown(f"*{sentence}*"))
 
@@ -324,26 +309,41 @@ def declaration(parameters: AblationParameters) -> Markdown:
     return Markdown("\n\n".join(rows + ([f"**Source.** {a.source}"] if a.source else [])))
 
 
-def planned_cost(baseline: Plan, variant: Plan) -> HTML:
-    """What one run of each arm costs, from closed forms, and how many runs are still to do; shown before training."""
-    arms = {"baseline": baseline, variant.variant: variant}
-    costs = {name: accounting(plan.config, open_dataset(plan.dataset).vocab_size) for name, plan in arms.items()}
-    runs = [f"{len(plan.pending())} of {len(plan.seeds)} of {name}" for name, plan in arms.items()]
-    flops = [costs[name]["total_flops"] for name in arms]
-    total = sum(len(plan.pending()) * cost for plan, cost in zip(arms.values(), flops, strict=True))
-    said = f"Runs still to train: {', '.join(runs)}; in all {total:.3g} FLOPs."
+def planned_cost(variant: Plan) -> HTML:
+    """What was matched, what one run of each arm costs, and how many runs are to do; shown before training."""
+    assert variant.arms is not None and variant.ablation is not None
+    baseline, match = variant.baseline(), variant.arms.match
+    knobs = ", ".join(f"{key} = {value}" for key, (_, value) in variant.difference.items() if key in match.knobs)
+    said = f"Matched by {match.by}{': ' + knobs if knobs else ''}. "
+    plans = [*variant.tuning(), baseline, variant]
+    runs = [f"{len(plan.pending())} of {len(plan.seeds)} of {plan.variant}" for plan in plans]
+    total = sum(len(plan.pending()) * run_cost(plan) for plan in plans)
+    said += f"Runs still to train: {', '.join(runs)}; in all {total:.3g} FLOPs."
     if baseline.is_complete():
-        seconds, ratio = Experiment(baseline).costs()["time_seconds"], flops[1] / flops[0]
+        seconds = Experiment(baseline).costs().get("time_seconds", float("nan"))
+        ratio = match.variant["total_flops"] / match.baseline["total_flops"]
         said += f" A run of the baseline took {seconds:.0f} s; by FLOPs one of the variant takes {ratio:.2f} times it."
-    table = tables.matched_table(costs["baseline"], costs[variant.variant]).drop(index="time (s)")
-    return HTML(f"{table.to_html()}<p>{said}</p>")
+    return HTML(f"{tables.matched_table(match.baseline, match.variant).to_html()}<p>{said}</p>")
 
 
-def verdict(experiment: Experiment, comparison: Comparison) -> Markdown:
-    """The answer in one sentence, whether it was expected, and whether it was declared before the first run."""
-    ablation, declared = experiment.plan.ablation, experiment.declaration()
-    assert ablation is not None, "a baseline has no verdict"
-    lines = [f"**{ablation.variant}: {comparison.verdict}.** {comparison.reason}"]
+def run_cost(plan: Plan) -> float:
+    """Training FLOPs of one run of a plan."""
+    return planned_costs(plan.config, open_dataset(plan.dataset).vocab_size)["total_flops"]
+
+
+def tuning(plan: Plan) -> None:
+    """The losses of both grids as a table and a picture, where there are any."""
+    if plan.arms and plan.arms.grid:
+        display(tables.tuning_table(plan.arms.grid))
+        show(plots.tuning(plan.arms), f"Mean final loss over the tuning's own seeds; {plan.arms.tuning()}.")
+
+
+def verdict(answer: Answer) -> Markdown:
+    """The answer in one sentence, what could explain it otherwise, whether it was expected, when it was declared."""
+    experiment, comparison = answer.variant, answer.comparison
+    ablation, arms, declared = experiment.plan.ablation, experiment.plan.arms, experiment.declaration()
+    assert ablation is not None and arms is not None, "a baseline has no verdict"
+    lines = [f"{_headline(answer)} {comparison.reason}", f"**Tuning:** {arms.tuning()}."]
     outcome = ablation.expect.outcome(comparison.verdict, comparison.percent)
     found = "no finished runs" if comparison.percent is None else f"{comparison.percent:+.2f} %"
     lines.append(f"Expected: {ablation.expect.text()}. Found: {found}. The expectation is {outcome}.")
@@ -352,6 +352,12 @@ def verdict(experiment: Experiment, comparison: Comparison) -> Markdown:
     else:
         lines.append(f"Confirmatory: hypothesis and analysis were declared at {declared['declared']}, before any run.")
     return Markdown("\n\n".join(lines))
+
+
+def _headline(answer: Answer) -> str:
+    """`**gelu: worse (confounded: time 0.90x).**`"""
+    also = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in answer.confounders.items())
+    return f"**{answer.variant.plan.variant}: {answer.comparison.verdict}{f' (confounded: {also})' if also else ''}.**"
 
 
 def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
@@ -363,15 +369,22 @@ def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
     return f"{effect:.3f} nats/token with {seeds} seeds an arm (standard deviation over seeds: {noise:.4f})"
 
 
-def findings(baseline: Experiment, answers: Mapping[str, tuple[Experiment, Comparison]]) -> Markdown:
-    """A sentence for every answer, the largest effects first."""
-    noise = baseline.spread()
-    lines = [
-        "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
-        f"verdict holds at these rates. The baseline's seeds have a standard deviation of {noise:.4f} nats/token."
-    ]
-    for experiment, comparison in sorted(answers.values(), key=lambda answer: -abs(answer[1].difference or 0.0)):
-        lines.append(f"- **{experiment.plan.variant}: {comparison.verdict}.** {comparison.reason}")
+def findings(baseline: Experiment, answers: Iterable[Answer]) -> Markdown:
+    """A sentence for every answer, the largest effects first, under a line about how the arms were tuned."""
+    answers = sorted(answers, key=lambda answer: -abs(answer.comparison.difference or 0.0))
+    tuning = {a.variant.plan.variant: a.variant.plan.arms.tuning() for a in answers if a.variant.plan.arms}
+    alike = [name for name, how in tuning.items() if how.startswith("tuned alike")]
+    lines = []
+    if len(alike) < len(tuning):
+        but = f"; {', '.join(alike)} tuned alike" if alike else ""
+        lines.append(
+            "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
+            f"verdict holds at these rates{but}. The baseline's seeds have a standard deviation of "
+            f"{baseline.spread():.4f} nats/token."
+        )
+    for answer in answers:
+        how = tuning.get(answer.variant.plan.variant, "")
+        lines.append(f"- {_headline(answer)} {answer.comparison.reason}" + (f"; {how}." if "tuned " in how[:6] else ""))
     return Markdown("\n".join(lines))
 
 

@@ -19,13 +19,16 @@ import torch
 import torch.distributed as dist
 
 from gptlib import records
+from gptlib.accounting import describe_costs, run_flops
 from gptlib.checkpoint import save_checkpoint
 from gptlib.data.dataset import Dataset, open_dataset
 from gptlib.data.loader import Batch, TrainingStream
 from gptlib.device import Place, take_place
 from gptlib.evaluate import Evaluation, evaluate, generate
 from gptlib.fields import RunConfig
+from gptlib.memory import memory_report
 from gptlib.model import GPT
+from gptlib.muon import muon_precision
 from gptlib.optimizers import build_optimizers, set_rates
 from gptlib.schedules import Pace, Rates
 from gptlib.streams import stream_seed
@@ -100,7 +103,9 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             "memory_mib": place.memory_mib(),
             **pace.state(step, rows, length),
         }
-    return model, {**outcome("finished", steps), **_finals(evaluation, best, seconds, tokens, steps)}
+    memory = memory_report(model, optimizers, batch, micro_tokens // length, place)
+    finals = _finals(evaluation, best, seconds, tokens, config)
+    return model, {**outcome("finished", steps), **finals, "memory": memory}
 
 
 def build(config: RunConfig, dataset: Dataset, seed: int, place: Place) -> tuple[GPT, list[torch.optim.Optimizer]]:
@@ -201,15 +206,16 @@ def _outcome(status: str, step: int, seconds: float, loss: float, place: Place) 
     }
 
 
-def _finals(evaluation: Evaluation, best: float, seconds: float, tokens: int, steps: int) -> dict[str, Any]:
+def _finals(evaluation: Evaluation, best: float, seconds: float, tokens: int, config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(evaluation)
     return {
         "final_val_loss": values.pop("loss"),
         "best_val_loss": best,
         "val_tokens": values.pop("tokens"),
         **values,
-        "step_avg_ms": 1000 * seconds / steps,
+        "step_avg_ms": 1000 * seconds / config.train.steps,
         "tokens_per_second": tokens / seconds,
+        "samples_per_second": tokens / config.model.seq_len / seconds,  # rows of full length
     }
 
 
@@ -220,6 +226,10 @@ def run_from_folder(run: Path) -> None:
     place = take_place(config.hardware, spec["device"])
     try:
         dataset = open_dataset(Path(spec["dataset"]))
+        peak = place.matmul_peak() * place.world
+        if place.rank == 0:
+            print(describe_costs(config, dataset.vocab_size))
+            print(f"matrix products: {peak / 1e9:,.0f} GFLOP/s here", flush=True)
         who = {key: spec[key] for key in ("run_id", "seed", "attempt")}
 
         def log(row: dict[str, Any]) -> None:
@@ -228,6 +238,9 @@ def run_from_folder(run: Path) -> None:
                 records.append_jsonl(run / "metrics.jsonl", {**who, **finite})
 
         model, result = train(config, dataset, spec["seed"], place, log)
+        if result["success"]:
+            speed = run_flops(config, dataset.vocab_size) / result["time_seconds"]
+            result |= {"flops_per_second": speed, "matmul_peak": peak, "mfu": speed / peak}
         if place.rank == 0:
             _leave_records(run, spec, config, dataset, place, model, result)
     finally:
@@ -253,4 +266,6 @@ def _leave_records(
     save_checkpoint(run / "checkpoint", model, (), state)
     result["device"] = torch.cuda.get_device_name() if place.device.type == "cuda" else place.device.type
     result["torch"] = torch.__version__
+    if config.optim.matrices == "muon":
+        result["muon_precision"] = str(muon_precision(config.optim.muon.precision, place.device)).removeprefix("torch.")
     records.write_json(run / "result.json", {"schema_version": records.SCHEMA_VERSION, **who, **result})

@@ -8,7 +8,8 @@ import torch
 from gptlib.fields import ModelConfig, OptimConfig
 from gptlib.model import GPT
 from gptlib.muon import Muon
-from gptlib.optimizers import build_optimizers, set_lr
+from gptlib.optimizers import build_optimizers, set_rates
+from gptlib.schedules import Rates
 
 SMALL: dict[str, Any] = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "seq_len": 8}
 
@@ -139,12 +140,121 @@ def test_rates_come_from_the_configuration(matrices: str, matrix_lr: float) -> N
         assert muon.items() <= groups["matrix"].items() and groups["matrix"]["nesterov"] is True
 
 
-def test_set_lr_scales_every_group_from_its_base() -> None:
-    optimizers = build_optimizers(GPT(ModelConfig(**SMALL), 64), OptimConfig())
-    for multiplier in (0.5, 0.0, 1.0):
-        set_lr(optimizers, multiplier)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            assert group["lr"] == group["base_lr"] * multiplier
+def all_groups(optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_set_rates_scales_every_group_from_its_base(matrices: str) -> None:
+    adamw = {"weight_decay": 0.5, "decay_vectors": False}
+    muon = {"weight_decay": 0.25, "split_heads": 1}
+    config = OptimConfig.model_validate({"matrices": matrices, "adamw": adamw, "muon": muon})
+    optimizers = build_optimizers(GPT(ModelConfig(**SMALL, **RICH[0]), 64), config, head_dim=8)
+    decays = {"matrix": 0.25 if matrices == "muon" else 0.5}
+    rates = {"matrix": config.matrix_lr, "embed": 0.3, "head": 0.02, "scalar": 0.01}
+    for lr, decay, momentum in ((0.5, 0.25, 0.85), (0.0, 0.0, 0.9), (1.0, 1.0, 0.95), (0.5, 1.0, 0.9)):
+        set_rates(optimizers, Rates(lr, decay, momentum))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                vectors = group["name"] != "matrix" and all(p.ndim < 2 for p in group["params"])
+                vectors |= matrices == "adamw" and group["params"][0].ndim < 2
+                assert group["lr"] == rates[group["name"]] * lr
+                assert group["weight_decay"] == (0.0 if vectors else decays.get(group["name"], 0.5) * decay)
+                if isinstance(optimizer, Muon):
+                    assert group["momentum"] == momentum
+                else:
+                    assert "momentum" not in group and group["betas"] == (0.8, 0.95)
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_what_a_step_takes_off_follows_both_schedules(matrices: str) -> None:
+    """Without a gradient nothing but the decay moves a parameter: by lr * decay, each times its factor."""
+    settings = {"matrices": matrices, "muon": {"weight_decay": 0.25}, "adamw": {"weight_decay": 0.5}}
+    config = OptimConfig.model_validate(settings)
+    model = GPT(ModelConfig(**SMALL), 64)
+    optimizers = build_optimizers(model, config)
+    roles = groups_by_name(model, optimizers)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    left = dict.fromkeys(("matrix", "embed", "head", "scalar"), 1.0)
+    rates = {"matrix": config.matrix_lr, "embed": 0.3, "head": 0.02, "scalar": 0.01}
+    for lr, decay in ((1.0, 1.0), (0.5, 0.5), (0.1, 0.0), (0.25, 1.0)):
+        set_rates(optimizers, Rates(lr, decay, 0.9))
+        for optimizer in optimizers:
+            optimizer.step()
+        for role, rate in rates.items():
+            left[role] *= 1 - lr * rate * decay * (0.25 if role == "matrix" and matrices == "muon" else 0.5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, left[roles[name][0]]))
+
+
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_the_unscheduled_decay_of_a_group_is_kept(decay_vectors: bool) -> None:
+    adamw = {"weight_decay": 0.5, "decay_vectors": decay_vectors}
+    config = OptimConfig.model_validate({"muon": {"weight_decay": 0.25}, "adamw": adamw})
+    for group in all_groups(build_optimizers(GPT(ModelConfig(**SMALL, **RICH[0]), 64), config)):
+        vectors = group["params"][0].ndim < 2
+        expected = 0.25 if group["name"] == "matrix" else 0.0 if vectors and not decay_vectors else 0.5
+        assert group["base_weight_decay"] == group["weight_decay"] == expected
+        assert len({p.ndim < 2 for p in group["params"]}) == 1 or decay_vectors
+
+
+# --- heads as matrices of their own -----------------------------------------------------------------------------
+
+HEADS: dict[str, Any] = {"num_layers": 2, "model_dim": 48, "num_heads": 6, "num_kv_heads": 3, "seq_len": 8}  # of 8 rows
+
+
+@pytest.mark.parametrize(
+    ("muon", "expected"),
+    [
+        ({}, {"q": 0, "k": 0, "v": 0}),
+        ({"split_heads": 1}, {"q": 8, "k": 8, "v": 8}),
+        ({"split_heads": 1, "split_parts": ["q", "k"]}, {"q": 8, "k": 8, "v": 0}),
+        ({"split_heads": 1, "split_parts": []}, {"q": 0, "k": 0, "v": 0}),
+        ({"split_heads": 2}, {"q": 16, "k": 0, "v": 0}),  # three heads of keys are no whole number of pairs
+        ({"split_heads": 3, "split_parts": ["k", "v"]}, {"q": 0, "k": 24, "v": 24}),
+        ({"split_heads": 6}, {"q": 48, "k": 0, "v": 0}),  # more heads than there are of keys
+        ({"split_heads": 4}, {"q": 0, "k": 0, "v": 0}),
+    ],
+)
+def test_heads_are_split_where_they_are_whole_blocks(muon: dict[str, Any], expected: dict[str, int]) -> None:
+    model = GPT(ModelConfig(**HEADS), 64)
+    optimizers = build_optimizers(model, OptimConfig.model_validate({"muon": muon}), head_dim=8)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)]: group["block_rows"] for group in optimizers[0].param_groups for p in group["params"]}
+    assert len(found) == 2 * 6 and sum(len(g["params"]) for g in optimizers[0].param_groups) == 2 * 6
+    for name, rows in found.items():
+        assert rows == expected.get(name.split(".")[-2], 0), f"{name}: only q, k and v are ever split"
+    assert all(group["name"] == "matrix" and group["base_lr"] == 0.04 for group in optimizers[0].param_groups)
+
+
+def test_each_head_gets_an_orthogonal_update_of_its_own() -> None:
+    model = GPT(ModelConfig(**HEADS), 64)
+    muon = {"split_heads": 1, "split_parts": ["q", "k"], "orthogonalize": "convergent", "iterations": 20}
+    optimizer = build_optimizers(model, OptimConfig.model_validate({"muon": muon | {"lr": 1.0}}), head_dim=8)[0]
+    for number, parameter in enumerate(model.parameters()):
+        generator = torch.Generator().manual_seed(number)
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    for name, p in model.named_parameters():
+        part = name.split(".")[-2]
+        if name.startswith("blocks") and "gate" not in name:
+            rows = 8 if part in ("q", "k") else len(p)
+            for update, gradient in zip((before[name] - p.detach()).split(rows), p.grad.split(rows), strict=True):
+                u, _, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
+                expected = max(1, rows / p.shape[1]) ** 0.5 * u @ vt
+                torch.testing.assert_close(update.double(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+@pytest.mark.parametrize("changes", RICH)
+def test_every_parameter_is_in_one_group_where_heads_are_split(changes: dict[str, Any], matrices: str) -> None:
+    model = GPT(ModelConfig(**SMALL, **changes), 64)
+    config = OptimConfig.model_validate({"matrices": matrices, "muon": {"split_heads": 1}})
+    members = [id(p) for group in all_groups(build_optimizers(model, config, head_dim=8)) for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters())
 
 
 def test_an_unknown_parameter_is_named() -> None:

@@ -17,7 +17,9 @@ from gptlib.config import load_config, parse_overrides, read_yaml
 from gptlib.fields import RunConfig
 
 ROOT = Path(__file__).parents[1]
-USE_TORCH = {"checkpoint", "device", "evaluate", "layers", "model", "muon", "optimizers", "pretrained", "train"}
+USE_TORCH = {
+    "checkpoint", "device", "evaluate", "layers", "memory", "model", "muon", "optimizers", "pretrained", "train", "trial",
+}  # fmt: skip
 
 
 def in_fresh_python(code: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from collections import Counter
 from fractions import Fraction
 from typing import Any
@@ -9,15 +10,26 @@ from typing import Any
 import pytest
 
 from gptlib.config import ConfigError, load_config
-from gptlib.fields import DepthConfig, GrowthConfig, RunConfig, ScheduleConfig, WindowConfig
-from gptlib.schedules import Growth, Pace, drop_chances, joining_times, lr_multiplier, window_share
+from gptlib.fields import DepthConfig, GrowthConfig, MomentumConfig, RunConfig, ScheduleConfig, WindowConfig
+from gptlib.schedules import (
+    Growth,
+    Pace,
+    Rates,
+    drop_chances,
+    joining_times,
+    lr_multiplier,
+    momentum,
+    rates,
+    weight_decay_multiplier,
+    window_share,
+)
 
 # --- learning rate ----------------------------------------------------------------------------------------------
 
 
 def curve(steps: int, **fields: object) -> list[float]:
     config = ScheduleConfig.model_validate(fields)
-    return [lr_multiplier(config, step / steps) for step in range(steps + 1)]
+    return [lr_multiplier(config, step / steps, 1 / steps) for step in range(steps + 1)]
 
 
 def test_linear_is_constant_then_falls_to_final() -> None:
@@ -27,10 +39,70 @@ def test_linear_is_constant_then_falls_to_final() -> None:
     assert values[-1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_warmup_rises_from_zero_as_in_hugging_face(kind: str) -> None:
+# Of each kind: the multiplier where a quarter, 64 % and all of its fall is over, down to 0.2.
+SHAPES: list[tuple[dict[str, object], list[float]]] = [
+    ({"kind": "linear"}, [0.8, 0.488, 0.2]),  # 0.2 + 0.8 (1 - t)
+    ({"kind": "sqrt"}, [0.6, 0.36, 0.2]),  # 0.2 + 0.8 (1 - sqrt(t))
+    ({"kind": "power"}, [0.65, 0.30368, 0.2]),  # 0.2 + 0.8 (1 - t)^2
+    ({"kind": "power", "power": 3}, [0.5375, 0.2373248, 0.2]),
+    ({"kind": "power", "power": 0.5}, [0.2 + 0.8 * math.sqrt(0.75), 0.68, 0.2]),
+    ({"kind": "power", "power": 1}, [0.8, 0.488, 0.2]),
+]
+
+
+@pytest.mark.parametrize(("kind", "points"), SHAPES, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize("cooldown", [1.0, 0.5, 0.3])
+def test_each_cooldown_has_its_shape(kind: dict[str, object], points: list[float], cooldown: float) -> None:
+    config = ScheduleConfig.model_validate(kind | {"cooldown": cooldown, "final": 0.2})
+    found = [lr_multiplier(config, 1 - cooldown + cooldown * over) for over in (0.25, 0.64, 1)]
+    assert found == pytest.approx(points)
+    assert all(lr_multiplier(config, (1 - cooldown) * share) == 1 for share in (0, 0.5, 0.99, 1))
+
+
+def test_cosine_at_its_thirds_and_its_middle() -> None:
+    config = ScheduleConfig(kind="cosine", warmup=0.1, final=0.2)
+    found = [lr_multiplier(config, 0.1 + 0.9 * share) for share in (0, 1 / 3, 0.5, 2 / 3, 1)]
+    assert found == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])  # cos of 0, 60, 90, 120 and 180 degrees
+
+
+@pytest.mark.parametrize("kind", ["linear", "sqrt", "power", "cosine"])
+def test_warmup_rises_from_zero_or_with_the_first_step(kind: str) -> None:
     values = curve(20, kind=kind, warmup=0.25, cooldown=0.5)
     assert values[:6] == pytest.approx([step / 5 for step in range(6)])
+    values = curve(20, kind=kind, warmup=0.25, cooldown=0.5, warmup_from="first_step")
+    assert values[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+
+
+def nanogpt_lr(it: int, warmup_iters: int, lr_decay_iters: int, learning_rate: float, min_lr: float) -> float:
+    """get_lr of karpathy/nanoGPT, train.py."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    return min_lr + 0.5 * (1 + math.cos(math.pi * decay_ratio)) * (learning_rate - min_lr)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 30), (1, 30), (7, 30), (100, 2000), (2000, 600_000)])
+def test_cosine_from_the_first_step_equals_nanogpt(warmup: int, steps: int) -> None:
+    config = ScheduleConfig(kind="cosine", warmup=warmup / steps, warmup_from="first_step", final=0.1)
+    for it in {0, 1, warmup - 1, warmup, warmup + 1, steps // 2, steps - 1, steps, *range(0, steps, steps // 30)} - {
+        -1
+    }:
+        ours = 6e-4 * lr_multiplier(config, it / steps, 1 / steps)
+        assert ours == pytest.approx(nanogpt_lr(it, warmup, steps, 6e-4, 6e-5), rel=1e-12), it
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(1, 30), (7, 30), (15, 30), (100, 2000)])
+def test_warmup_from_zero_equals_hugging_face(warmup: int, steps: int) -> None:
+    """get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup of transformers."""
+    linear = curve(steps, warmup=warmup / steps, cooldown=(steps - warmup) / steps)
+    cosine = curve(steps, kind="cosine", warmup=warmup / steps)
+    for step in range(steps + 1):
+        over = (step - warmup) / (steps - warmup)
+        rising = step / warmup
+        assert linear[step] == pytest.approx(rising if step < warmup else 1 - over, abs=1e-12)
+        assert cosine[step] == pytest.approx(
+            rising if step < warmup else 0.5 * (1 + math.cos(math.pi * 0.5 * 2 * over)), abs=1e-12
+        )
 
 
 def test_linear_equals_the_formula_of_modded_nanogpt() -> None:
@@ -54,7 +126,7 @@ def test_overlapping_warmup_and_cooldown_take_the_smaller() -> None:
     assert values == pytest.approx([0, 0.25, 0.5, 0.25, 0])
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("kind", ["linear", "sqrt", "power", "cosine"])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("cooldown", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("final", [0.0, 0.5, 1.0])
@@ -68,6 +140,144 @@ def test_multipliers_stay_between_zero_and_one(kind: str, warmup: float, cooldow
 def test_progress_outside_the_run_is_a_programming_error() -> None:
     with pytest.raises(AssertionError):
         lr_multiplier(ScheduleConfig(), 1.01)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["kind=step", "warmup_from=one", "weight_decay=cosine", "power=0", "momentum.start=1", "momentum.warmup=2"],
+)
+def test_what_is_no_schedule_is_refused(setting: str) -> None:
+    key, value = setting.split("=")
+    with pytest.raises(ConfigError, match=f"schedule.{key}='?{value}'?: Input should be"):
+        load_config("smoke", [f"schedule.{setting}"])
+
+
+# --- weight decay -----------------------------------------------------------------------------------------------
+
+
+def test_weight_decay_is_constant_or_goes_with_the_rate_or_straight_to_zero() -> None:
+    def decays(weight_decay: str) -> list[float]:
+        config = ScheduleConfig.model_validate({"warmup": 0.2, "cooldown": 0.4, "weight_decay": weight_decay})
+        return [weight_decay_multiplier(config, tenth / 10) for tenth in range(11)]
+
+    assert decays("constant") == [1.0] * 11
+    assert decays("lr") == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    assert decays("linear") == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
+
+
+@pytest.mark.parametrize("kind", ["linear", "sqrt", "power", "cosine"])
+@pytest.mark.parametrize("start", ["zero", "first_step"])
+def test_decay_that_goes_with_the_rate_makes_the_decay_of_a_step_its_square(kind: str, start: str) -> None:
+    """modded-nanogpt: a step takes off lr^2 wd, lr being the scheduled rate."""
+    schedule = {"kind": kind, "warmup": 0.3, "cooldown": 0.5, "warmup_from": start, "weight_decay": "lr"}
+    config = run_config(steps=20, **schedule)
+    for step in range(20):
+        found = rates(config, step / 20)
+        assert found.lr * found.weight_decay == pytest.approx(curve(20, **schedule)[step] ** 2)
+
+
+# --- momentum ---------------------------------------------------------------------------------------------------
+
+
+def test_momentum_rises_from_start_to_its_peak_and_falls_to_final() -> None:
+    config = MomentumConfig(warmup=0.2, start=0.85, cooldown=0.4, final=0.75)
+    found = [momentum(config, 0.95, tenth / 10) for tenth in range(11)]
+    assert found == pytest.approx([0.85, 0.9, 0.95, 0.95, 0.95, 0.95, 0.95, 0.9, 0.85, 0.8, 0.75])
+
+
+def test_momentum_is_constant_unless_asked() -> None:
+    assert [momentum(MomentumConfig(), 0.9, tenth / 10) for tenth in range(11)] == [0.9] * 11
+    assert rates(run_config(), 0.3).momentum == rates(run_config(), 1.0).momentum == 0.95  # optim.muon.momentum
+
+
+def test_overlapping_rise_and_fall_of_momentum_take_the_smaller() -> None:
+    config = MomentumConfig(warmup=1, start=0.5, cooldown=1, final=0.7)
+    found = [momentum(config, 0.9, quarter / 4) for quarter in range(5)]
+    assert found == pytest.approx([0.5, 0.6, 0.7, 0.75, 0.7])
+
+
+# --- the numbers of modded-nanogpt ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "cooldown"), [(1285, 50), (1750, 0)], ids=["2026", "2025"])
+def test_momentum_of_modded_nanogpt(steps: int, cooldown: int) -> None:
+    """0.85 to 0.95 in 300 steps; the script of 2026 goes back in its last 50."""
+    config = MomentumConfig(warmup=300 / steps, start=0.85, cooldown=cooldown / steps, final=0.85)
+    for step in range(steps):
+        if step < 300:
+            expected = 0.85 + step / 300 * 0.1
+        elif step > steps - cooldown:
+            expected = 0.95 - (step - (steps - cooldown)) / 50 * 0.1
+        else:
+            expected = 0.95
+        assert momentum(config, 0.95, step / steps) == pytest.approx(expected, abs=1e-12), step
+
+
+def test_rate_of_modded_nanogpt() -> None:
+    """Within a stage of its batch: constant, over the last 60 % of 1,270 steps down to 0.15."""
+    values = curve(1270, cooldown=0.6, final=0.15)
+    assert values[:509] == [1.0] * 509  # cooldown from int(1270 * 0.4) = 508
+    for step in range(508, 1271):
+        over = (step - 508) / (1270 - 508)
+        assert values[step] == pytest.approx((1 - over) + 0.15 * over)
+
+
+def test_rate_of_track_3_and_its_power_cooldown() -> None:
+    values = curve(3250, cooldown=0.7)
+    assert values[:976] == [1.0] * 976 and values[3249] == pytest.approx(1 / 2275)
+    assert values[976] == pytest.approx(2274 / 2275) and values[975 + 1137] == pytest.approx(1138 / 2275)
+    power = curve(2900, kind="power", power=1.2, cooldown=0.7)
+    assert power[870 + 1015] == pytest.approx(0.5**1.2)
+
+
+# --- of rates, decays and momenta alike -------------------------------------------------------------------------
+
+VARIED: list[dict[str, Any]] = [
+    {},
+    {"kind": "cosine", "warmup": 0.1, "final": 0.1, "weight_decay": "linear"},
+    {"kind": "sqrt", "warmup": 0.2, "cooldown": 0.4, "weight_decay": "lr"},
+    {"kind": "power", "power": 1.2, "cooldown": 0.7, "momentum": {"warmup": 0.3, "cooldown": 0.1}},
+    {"warmup": 0.5, "cooldown": 0.8, "weight_decay": "lr", "momentum": {"warmup": 0.6, "start": 0.2, "cooldown": 0.6}},
+]
+
+
+@pytest.mark.parametrize("schedule", VARIED)
+@pytest.mark.parametrize("start", ["zero", "first_step"])
+def test_rates_are_of_the_step_alone(schedule: dict[str, Any], start: str) -> None:
+    """The same whatever was asked before, by whichever object and seed: a resumed run has them as they were."""
+    config = run_config(steps=40, **schedule | {"warmup_from": start})
+    forwards, shuffled = list(range(40)), random.Random(1).sample(range(40), 40)
+    pace = Pace(config, seed=1)
+    course = {step: pace.rates(step) for step in forwards}
+    assert course == {step: pace.rates(step) for step in shuffled}
+    assert course == {step: Pace(config, seed=2).rates(step) for step in reversed(forwards)}
+    assert course == {step: rates(config, step / 40) for step in forwards}
+
+
+@pytest.mark.parametrize("schedule", VARIED)
+@pytest.mark.parametrize("times", [2, 3, 10])
+def test_a_longer_run_has_the_same_rates_at_equal_progress(schedule: dict[str, Any], times: int) -> None:
+    short, long = (run_config(steps=steps, **schedule) for steps in (40, 40 * times))
+    for step in range(40):
+        assert rates(short, step / 40) == pytest.approx(rates(long, times * step / (40 * times)), abs=1e-12)
+
+
+def test_a_longer_run_begins_lower_where_the_first_update_has_a_step_of_the_way() -> None:
+    for steps in (40, 80, 400):
+        config = run_config(steps=steps, warmup=0.25, warmup_from="first_step", weight_decay="lr")
+        ours = [rates(config, step / steps) for step in range(steps)]
+        warmup = steps // 4
+        assert [r.lr for r in ours[:warmup]] == pytest.approx([(step + 1) / (warmup + 1) for step in range(warmup)])
+        assert [r.lr for r in ours] == [r.weight_decay for r in ours]
+        assert ours[warmup:] == [
+            rates(run_config(steps=steps, weight_decay="lr"), s / steps) for s in range(warmup, steps)
+        ]
+
+
+def test_rates_are_those_of_rate_decay_and_momentum() -> None:
+    schedule = {"warmup": 0.5, "cooldown": 0.5, "weight_decay": "linear", "momentum": {"warmup": 0.5, "start": 0.75}}
+    assert rates(run_config(steps=8, **schedule), 0.25) == pytest.approx(Rates(0.5, 0.75, 0.85))
+    assert rates(run_config(steps=8, **schedule), 0.75) == pytest.approx(Rates(0.5, 0.25, 0.95))
 
 
 # --- depth ------------------------------------------------------------------------------------------------------

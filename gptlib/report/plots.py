@@ -1,7 +1,7 @@
 """Figures for notebooks, reports and papers: frames and plain values in, matplotlib Figures out, no pyplot state."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from gptlib.data.dataset import Dataset
 from gptlib.fields import RunConfig
-from gptlib.schedules import lr_multiplier
+from gptlib.schedules import rates
 from gptlib.stats.compare import Comparison
+from gptlib.study.arms import Arms, best_point
 
 # Okabe & Ito's palette, distinct under every common colour blindness; its yellow is too faint for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
@@ -117,6 +118,71 @@ def seed_losses(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def tuning(arms: Arms) -> Figure:
+    """Mean final loss over the values of the first tuned key, both arms; a square around the best, a cross diverged."""
+    keys = {arm: next(iter(arms.points(arm)[0].values)) for arm in ("baseline", "variant") if arms.points(arm)}
+    figure, axes = _axes("Tuning", (6.8, 3.4), None)
+    for (arm, key), colour in zip(keys.items(), (INK, PALETTE[0]), strict=False):
+        points = sorted(arms.points(arm), key=lambda point: point.values[key])
+        found = {p.values[key]: p.loss for p in points if p.loss is not None and p.loss < math.inf}
+        axes.plot(list(found), list(found.values()), "o-", ms=5, color=colour, label=f"{arm}: {key}")
+        if best := best_point(points):
+            axes.plot(best.values[key], best.loss or 0.0, "s", ms=11, mfc="none", color=colour)
+        for point in points:
+            if point.loss == math.inf:
+                axes.plot(point.values[key], 0.95, "x", ms=8, transform=axes.get_xaxis_transform(), color=colour)
+    values = [point.values[keys[point.arm]] for point in arms.grid]
+    if all(isinstance(value, int | float) and value > 0 for value in values):
+        axes.set_xscale("log")
+    axes.set(xlabel="value", ylabel="final validation loss (nats/token)")
+    _legend(figure, "square: best, cross: diverged", below=True)
+    return figure
+
+
+def effects_by_size(frame: pd.DataFrame) -> Figure:
+    """Difference to the baseline over its non-embedding parameters, with its interval: a line per variant.
+
+    `frame` columns: parameters, variant, difference, low, high (notebook.across_sizes). Points of one size stand a
+    little apart, so that their intervals can be told from each other.
+    """
+    figure, axes = _axes("Effect against model size", (7.6, 4.2), None)
+    axes.axhline(0, color=INK, lw=1)
+    variants = list(_styles(frame["variant"]).items())
+    for number, (variant, style) in enumerate(variants):
+        rows = frame[(frame["variant"] == variant) & frame["difference"].notna()].sort_values("parameters")
+        x = rows["parameters"] * 1.02 ** (number - (len(variants) - 1) / 2)
+        middle, half = rows["difference"].astype(float), (rows["high"] - rows["low"]).astype(float) / 2
+        axes.errorbar(x, middle, half, marker="o", ms=5, capsize=3, label=variant, **style)
+    axes.set_xscale("log")
+    sizes = sorted(set(frame["parameters"]))
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="non-embedding parameters of the baseline", ylabel="variant − baseline (nats/token)")
+    _legend(figure, "below zero is better")
+    return figure
+
+
+def interaction(names: Sequence[str], losses: Sequence[Mapping[int, float]]) -> Figure:
+    """A 2x2 design: mean final losses of the baseline and a (without b), b and both (with b); parallel: effects add up.
+
+    `losses`: {seed: loss} of baseline, a, b, both. Thin lines join the runs of one seed.
+    """
+    a, b = names
+    figure, axes = _axes(f"Do {a} and {b} add up?", (5.6, 3.8), None)
+    for pair, colour, label in ((losses[:2], INK, f"without {b}"), (losses[2:], PALETTE[0], f"with {b}")):
+        seeds = [seed for seed in pair[0] if seed in pair[1]]
+        for seed in seeds:
+            axes.plot([0, 1], [cell[seed] for cell in pair], lw=0.7, alpha=0.5, color=colour)
+        if seeds:
+            means = [float(np.mean([cell[seed] for seed in seeds])) for cell in pair]
+            axes.plot([0, 1], means, "o-", lw=2.2, label=label, color=colour)
+    axes.set_xticks([0, 1], [f"without {a}", f"with {a}"])
+    axes.set_xlim(-0.3, 1.3)
+    axes.set_ylabel("final validation loss (nats/token)")
+    _legend(figure, "thick: mean, thin: one seed", below=True)
+    return figure
+
+
 def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
     """Histogram of the validation documents' lengths in tokens, with the context."""
     lengths = np.array([len(document) for document in dataset.documents("val")])
@@ -139,15 +205,24 @@ def token_frequencies(dataset: Dataset) -> Figure:
 
 
 def schedule(config: RunConfig) -> Figure:
-    """Learning-rate multiplier over the steps of a run."""
+    """Factors on learning rates and weight decay over the steps of a run, and Muon's momentum."""
     steps = config.train.steps
     progress = np.linspace(0, 1, 401)
-    figure, axes = _axes(f"Learning-rate schedule ({config.schedule.kind})", (6.4, 3.0), None)
-    axes.plot(progress * steps, [lr_multiplier(config.schedule, p) for p in progress], color=PALETTE[0], lw=2)
+    along = [rates(config, p) for p in progress]
+    figure, axes = _axes(f"Schedules ({config.schedule.kind})", (7.6, 3.0), None)
+    axes.plot(progress * steps, [r.lr for r in along], color=PALETTE[0], lw=2, label="learning rates / their peaks")
+    decays = config.optim.adamw.weight_decay or (config.optim.matrices == "muon" and config.optim.muon.weight_decay)
+    if decays:
+        factors = [r.weight_decay for r in along]
+        axes.plot(progress * steps, factors, color=PALETTE[1], ls="--", lw=2, label="weight decay / its peak")
+    if config.optim.matrices == "muon":
+        momenta = [r.momentum for r in along]
+        axes.plot(progress * steps, momenta, color=PALETTE[2], ls="-.", lw=2, label="Muon's momentum")
     axes.set_xlim(0, steps)
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("step")
-    axes.set_ylabel("learning rate / its peak")
+    axes.set_ylabel("factor")
+    _legend(figure, None)
     return figure
 
 

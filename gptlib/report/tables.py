@@ -7,19 +7,32 @@ from typing import Any
 import pandas as pd
 
 from gptlib.data.dataset import Dataset
+from gptlib.matching import TOLERANCE
 from gptlib.stats.compare import Comparison, holm
+from gptlib.study.arms import GridPoint, best_point
 from gptlib.study.hypothesis import Ablation
 
 MISSING = "–"
 # Row, key, format, and the relative tolerance within which the two experiments count as matched.
 MATCHED_ROWS = (
-    ("parameters", "total", "{:,.0f}", 0.005),
-    ("non-embedding parameters", "non_embedding", "{:,.0f}", 0.005),
-    ("FLOPs/token", "flops_per_token", "{:.4g}", 0.01),
-    ("total FLOPs", "total_flops", "{:.4g}", 0.01),
-    ("tokens", "tokens", "{:,.0f}", 0.0),
-    ("steps", "steps", "{:,.0f}", 0.0),
-    ("time (s)", "time_seconds", "{:.1f}", 0.02),
+    ("parameters", "total", "{:,.0f}", TOLERANCE["params"]),
+    ("non-embedding parameters", "non_embedding", "{:,.0f}", TOLERANCE["params"]),
+    ("FLOPs/token", "flops_per_token", "{:.4g}", TOLERANCE["flops"]),
+    ("FLOPs/token, PaLM's convention", "flops_per_token_palm", "{:.4g}", TOLERANCE["flops"]),
+    ("total FLOPs", "total_flops", "{:.4g}", TOLERANCE["flops"]),
+    ("tokens", "tokens", "{:,.0f}", TOLERANCE["tokens"]),
+    ("steps", "steps", "{:,.0f}", TOLERANCE["steps"]),
+    ("rows per step", "batch_rows", "{:,.0f}", 0.0),
+    ("time alone on the machine (s)", "trial_seconds", "{:.1f}", TOLERANCE["time"]),
+    ("time as run (s)", "time_seconds", "{:.1f}", TOLERANCE["time"]),
+    ("tensor memory (MiB)", "tensor_mib", "{:.1f}", TOLERANCE["memory"]),
+)
+# What the runs of an experiment have shown besides.
+MEASURED_ROWS = (
+    ("MFU", "mfu", "{:.0%}"),
+    ("GPU memory, peak (MiB)", "allocated_peak_mib", "{:,.0f}"),
+    ("GPU memory reserved, peak (MiB)", "reserved_peak_mib", "{:,.0f}"),
+    ("resident set, peak (MiB)", "resident_peak_mib", "{:,.0f}"),
 )
 
 
@@ -49,26 +62,24 @@ def comparison_table(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
     return _indexed(rows, "variant")
 
 
-def matched_table(baseline: Mapping[str, Any], variant: Mapping[str, Any]) -> pd.DataFrame:
-    """What the two experiments have in common and what was left free.
+def matched_table(
+    baseline: Mapping[str, Any], variant: Mapping[str, Any], confounded: Iterable[str] = ()
+) -> pd.DataFrame:
+    """What the two experiments have in common, what was left free, and what of that could explain the verdict.
 
-    Both mappings hold `total, non_embedding, flops_per_token, tokens, steps` (the accounting of a summary) and
-    `time_seconds`. Matched: within 0.5 % for parameters, 1 % for FLOPs, 2 % for time, exactly for tokens and steps.
+    Both mappings as study.experiment.compared_costs gives them; quantities that neither has are left out. Matched:
+    within matching.TOLERANCE. `confounded`: resources as matching.confounders names them.
     """
     rows = []
     for row, key, form, tolerance in MATCHED_ROWS:
         old, new = (_quantity(side, key) for side in (baseline, variant))
         ratio = new / old if old and new is not None else None
         fit = MISSING if ratio is None else "matched" if abs(ratio - 1) <= tolerance else "free"
-        rows.append(
-            {
-                "quantity": row,
-                "baseline": number(old, form),
-                "variant": number(new, form),
-                "ratio": number(ratio),
-                "fit": fit,
-            }
-        )
+        if fit == "free" and any(row.startswith((name, f"total {name}", f"tensor {name}")) for name in confounded):
+            fit = "confounded"
+        if old is not None or new is not None:
+            pair = {"baseline": number(old, form), "variant": number(new, form)}
+            rows.append({"quantity": row, **pair, "ratio": number(ratio), "fit": fit})
     return _indexed(rows, "quantity")
 
 
@@ -92,22 +103,53 @@ def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def accounting_table(values: Mapping[str, Any]) -> pd.DataFrame:
-    """Parameters, FLOPs and tokens of one run, as matched_table names them."""
-    rows = [
-        {"quantity": row, "of one run": number(_quantity(values, key), form)}
-        for row, key, form, _ in MATCHED_ROWS
-        if key != "time_seconds"
-    ]
-    return _indexed(rows, "quantity")
+    """Planned costs of one run, as matched_table names them."""
+    rows = [{"quantity": row, "of one run": number(_quantity(values, key), form)} for row, key, form, _ in MATCHED_ROWS]
+    return _indexed([row for row in rows if row["of one run"] != MISSING], "quantity")
+
+
+def parts_table(parts: Mapping[str, int]) -> pd.DataFrame:
+    """Parameters by part, as accounting.parameters_by_part counts them."""
+    total = sum(parts.values())
+    rows = [{"part": name, "parameters": f"{n:,}", "share": f"{n / total:.1%}"} for name, n in parts.items()]
+    return _indexed([*rows, {"part": "total", "parameters": f"{total:,}", "share": "100.0%"}], "part")
 
 
 def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per experiment: what a run of it costs."""
+    """One row per experiment: what a run of it costs, and what its runs took; quantities that none has are left out."""
+    columns = [(row, key, form) for row, key, form, _ in MATCHED_ROWS] + list(MEASURED_ROWS)
+    known = [column for column in columns if any(_quantity(values, column[1]) is not None for values in costs.values())]
     rows = [
-        {"experiment": name} | {row: number(_quantity(values, key), form) for row, key, form, _ in MATCHED_ROWS}
+        {"experiment": name} | {row: number(_quantity(values, key), form) for row, key, form in known}
         for name, values in costs.items()
     ]
     return _indexed(rows, "experiment")
+
+
+def tuning_table(grid: Iterable[GridPoint]) -> pd.DataFrame:
+    """Mean final loss of every point of both arms' grids; the best of an arm is marked."""
+    points = list(grid)
+    best = [best_point([p for p in points if p.arm == arm]) for arm in ("baseline", "variant")]
+    rows = [
+        {
+            "arm": p.arm,
+            "values": ", ".join(f"{key} = {value:g}" for key, value in p.values.items()),
+            "val loss (nats/token)": number(p.loss) if p.loss != math.inf else "diverged",
+            "": "best" if p in best else "",
+        }
+        for p in points
+    ]
+    return _indexed(rows, "arm")
+
+
+def sizes_table(sizes: pd.DataFrame) -> pd.DataFrame:
+    """One row per base, one column per variant: its difference to the baseline of that base, and the verdict."""
+    rows: dict[str, dict[str, str]] = {}
+    for r in sizes.to_dict("records"):
+        size = {"base": r["base"], "non-embedding parameters": number(r["parameters"], "{:,.0f}")}
+        effect = plus_minus(r["difference"], half_width(r["low"], r["high"]), sign=True)
+        rows.setdefault(r["base"], size)[r["variant"]] = f"{effect} {r['verdict']}"
+    return _indexed(list(rows.values()), "base")
 
 
 def difference_table(difference: Mapping[str, tuple[Any, Any]]) -> pd.DataFrame:
@@ -186,9 +228,6 @@ def lookup(mapping: Any, *keys: str) -> Any:
 
 
 def _quantity(side: Mapping[str, Any], key: str) -> float | None:
-    if key == "total_flops":
-        parts = [side.get(part) for part in ("flops_per_token", "tokens")]
-        return None if None in parts else float(math.prod(part for part in parts if part is not None))
     value = side.get(key)
     return None if value is None else float(value)
 

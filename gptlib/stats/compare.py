@@ -6,7 +6,7 @@ Differences are variant - baseline of a quantity where lower is better. Every te
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -95,6 +95,20 @@ def two_sample(
     result = _tested(result, a, b)
     verdict, reason = _decide(result)
     return replace(result, verdict=verdict, reason=reason)
+
+
+def contrast(cells: Sequence[Mapping[int, float]], alpha: float = 0.05, margin: float = 0.0) -> Comparison:
+    """Interaction of two changes in a 2x2 design, paired by seed: (both - b) - (a - baseline).
+
+    `cells`: {seed: loss} of baseline, a, b, both. Zero where their effects add up; `better` where both together are
+    better than the sum of each alone. Raises ValueError as two_sample does.
+    """
+    baseline, a, b, both = cells
+    seeds = [seed for seed in baseline if all(seed in cell for cell in (a, b, both))]
+    if not seeds:
+        return no_comparison("paired", 0, 0, alpha, margin)
+    alone, beside = [a[s] - baseline[s] for s in seeds], [both[s] - b[s] for s in seeds]
+    return replace(two_sample(alone, beside, "paired", alpha, margin), percent=None)
 
 
 def minimum_detectable_effect(

@@ -7,103 +7,20 @@ same fingerprint are kept, missing and failed ones are run, and a folder of some
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gptlib import records
-from gptlib.accounting import count_parameters, flops_per_token, run_flops
-from gptlib.config import diff, require_only
-from gptlib.data.dataset import open_dataset, prepare_dataset
-from gptlib.fields import RunConfig
-from gptlib.launch import launch, record_failure, resolve_device
+from gptlib.accounting import parameters_by_part, planned_costs
+from gptlib.data.dataset import open_dataset
+from gptlib.launch import launch, record_failure
+from gptlib.matching import confounders
 from gptlib.stats.compare import Comparison, mean_interval, no_comparison, two_sample
-from gptlib.study.hypothesis import Ablation, Analysis
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked for. `ablation` and `baseline` are None for a baseline itself."""
-
-    outputs: Path
-    study: str
-    stage: str
-    variant: str
-    config: RunConfig
-    seeds: tuple[int, ...]
-    dataset: Path
-    device: str
-    fingerprint: str
-    ablation: Ablation | None = None
-    baseline: RunConfig | None = None
-
-    @property
-    def folder(self) -> Path:
-        return records.experiment_folder(self.outputs, self.study, self.stage, self.variant)
-
-    @property
-    def difference(self) -> dict[str, tuple[Any, Any]]:
-        """{dotted key: (baseline's value, variant's value)}; empty for a baseline."""
-        return diff(self.baseline, self.config) if self.baseline else {}
-
-    def runs(self) -> Iterator[tuple[int, int, Path]]:
-        """(run id, seed, folder) of every run."""
-        for index, seed in enumerate(self.seeds):
-            yield index, seed, records.run_folder(self.folder, index, seed)
-
-    def started_runs(self) -> Iterator[Path]:
-        """Folders of the runs begun so far; not those of an older experiment in their place, to be moved aside."""
-        for _, _, run in self.runs():
-            if (run / "run.json").exists() and records.read_json(run / "run.json")["fingerprint"] == self.fingerprint:
-                yield run
-
-    def pending(self) -> list[tuple[int, int, Path]]:
-        """The runs that have no result of exactly this plan yet, or a failed one."""
-
-        def done(run: Path) -> bool:
-            result = records.read_json(run / "result.json") if (run / "result.json").exists() else {}
-            return result.get("fingerprint") == self.fingerprint and result["status"] != "failed"
-
-        return [(index, seed, run) for index, seed, run in self.runs() if not done(run)]
-
-    def is_complete(self) -> bool:
-        """Whether a finished record of exactly this plan, with its hypothesis and analysis, lies in its place."""
-        path = self.folder / "summary.json"
-        if not path.exists():
-            return False
-        summary = records.read_json(path)
-        asked: dict[str, Any] = {"fingerprint": self.fingerprint, "seeds": list(self.seeds), "status": "complete"}
-        asked["hypothesis"] = self.ablation.model_dump(mode="json") if self.ablation else None
-        return all(summary.get(key) == value for key, value in asked.items())
-
-
-def plan_experiment(
-    outputs: Path,
-    study: str,
-    stage: str,
-    config: RunConfig,
-    seeds: list[int],
-    ablation: Ablation | None = None,
-    say: Say = lambda _: None,
-) -> Plan:
-    """Resolve the device, prepare the dataset if it is missing, and fingerprint what is asked for.
-
-    With an ablation its change is applied to `config`, the baseline, through the difference gate. Raises ConfigError.
-    """
-    variant, baseline = "baseline", None
-    if ablation is not None:
-        variant, baseline, config = ablation.variant, config, ablation.apply(config)
-        require_only(baseline, config, ablation.change)
-    device = resolve_device(config.hardware.device)
-    dataset = prepare_dataset(config.data, outputs, say)
-    identity = records.experiment_fingerprint(config, open_dataset(dataset).hash, device)
-    records.experiment_folder(outputs, study, stage, variant)  # refuses a bad name before anything is written
-    return Plan(outputs, study, stage, variant, config, tuple(seeds), dataset, device, identity, ablation, baseline)
+from gptlib.study.hypothesis import Analysis
+from gptlib.study.plan import Plan
 
 
 def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = False) -> "Experiment":
@@ -111,6 +28,7 @@ def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = Fa
 
     `wait` waits for another process that works on the same experiment; otherwise it is refused (RecordError).
     """
+    assert not (plan.arms and plan.arms.pending), "its tuning comes first"
     with records.exclusive(plan.folder.parent / f".{plan.variant}", wait):
         _make_room(plan)
         _declare(plan)
@@ -143,6 +61,7 @@ def _declare(plan: Plan) -> None:
         records.write_text(plan.folder / "git_diff.patch", patch)
     declared = plan.folder / "hypothesis.json"
     if plan.ablation is not None:
+        records.write_json(plan.folder / "matched.json", _match(plan))
         content = plan.ablation.model_dump_json()
         seal = hashlib.sha256(content.encode()).hexdigest()
         if not declared.exists() or records.read_json(declared)["sha256"] != seal:
@@ -150,6 +69,23 @@ def _declare(plan: Plan) -> None:
             values = plan.ablation.model_dump(mode="json")
             stamp = {"sha256": seal, "declared": records.utc_now(), "changed_after_results": late}
             records.write_json(declared, values | stamp)
+
+
+def _match(plan: Plan) -> dict[str, Any] | None:
+    """What was matched with what, and how both arms were tuned; None for a baseline."""
+    if plan.arms is None:
+        return None
+    match, grid = plan.arms.match, plan.arms.grid
+    points = [{"arm": p.arm, "values": p.values, "loss": p.loss if p.loss != float("inf") else None} for p in grid]
+    return {
+        "by": match.by,
+        "knobs": list(match.knobs),
+        "baseline_name": plan.baseline_name,
+        "baseline": match.baseline,
+        "variant": match.variant,
+        "tuning": plan.arms.tuning(),
+        "tuning_grid": points,
+    }
 
 
 def _start_time(plan: Plan) -> str | None:
@@ -200,6 +136,9 @@ def _log(plan: Plan, line: str) -> None:
         file.write(f"{records.utc_now()} {line}\n")
 
 
+MEASURED = ("time_seconds", "mfu", "tensor_mib", "allocated_peak_mib", "reserved_peak_mib", "resident_peak_mib")
+
+
 class Experiment:
     """The executed runs of a plan, read from their files."""
 
@@ -234,12 +173,15 @@ class Experiment:
         return statistics.stdev(values) if len(values) > 1 else float("nan")
 
     def costs(self) -> dict[str, float]:
-        """Parameters, FLOPs, tokens and steps of one run from closed forms; mean training seconds and peak memory."""
-        values = accounting(self.plan.config, open_dataset(self.plan.dataset).vocab_size)
-        for metric in ("time_seconds", "memory_mib"):
-            measured = self.finals(metric).values()
-            values[metric] = statistics.fmean(measured) if measured else float("nan")
-        return values
+        """Planned costs of one run, and what its runs took on average: seconds, MFU, memory of tensors and process."""
+        values = planned_costs(self.plan.config, open_dataset(self.plan.dataset).vocab_size)
+        return values | self.measured()
+
+    def measured(self) -> dict[str, float]:
+        """Means over the finished runs; `tensor_mib` replaces the estimate of the same name."""
+        runs = [r | r.get("memory", {}) for r in self.results if r["status"] == "finished"]
+        keys = [key for key in MEASURED if runs and all(run.get(key) is not None for run in runs)]
+        return {key: statistics.fmean(run[key] for run in runs) for key in keys}
 
     def describe(self) -> str:
         """The four lines that sum an experiment up: runs, mean loss with its spread, 95 % interval, best."""
@@ -290,20 +232,16 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     return dataclasses.replace(result, verdict="worse" if certain else "undecided", reason=reason)
 
 
-def accounting(config: RunConfig, vocab_size: int) -> dict[str, float]:
-    """Parameters, FLOPs and tokens of one run, from closed forms."""
-    count = count_parameters(config.model, vocab_size)
-    return {
-        "total": count.total,
-        "non_embedding": count.non_embedding,
-        "flops_per_token": flops_per_token(config.model, vocab_size),
-        "total_flops": run_flops(config, vocab_size),
-        "tokens": config.planned_tokens,
-        "steps": config.train.steps,
-    }
+def compared_costs(baseline: Experiment, variant: Experiment) -> tuple[dict[str, float], dict[str, float]]:
+    """What a run of each arm costs, as matched before and as measured: the arguments of tables.matched_table."""
+    assert variant.plan.arms is not None, "a baseline is compared with nothing"
+    match = variant.plan.arms.match
+    return match.baseline | baseline.measured(), match.variant | variant.measured()
 
 
-def summarise(experiment: Experiment, comparison: Comparison | None = None) -> dict[str, Any]:
+def summarise(
+    experiment: Experiment, comparison: Comparison | None = None, baseline: Experiment | None = None
+) -> dict[str, Any]:
     """Write summary.json, the last file of an experiment; `complete` only when no run has failed."""
     plan, results = experiment.plan, experiment.results
     seconds = [r["time_seconds"] for r in results]
@@ -341,7 +279,12 @@ def summarise(experiment: Experiment, comparison: Comparison | None = None) -> d
         "comparison": dataclasses.asdict(comparison) | {"metric": plan.ablation.analysis.metric}
         if comparison and plan.ablation
         else None,
-        "accounting": accounting(plan.config, dataset.vocab_size),
+        "confounders": confounders(*compared_costs(baseline, experiment), comparison.verdict)
+        if comparison and baseline
+        else None,
+        "match": _match(plan),
+        "accounting": experiment.costs(),
+        "parameters": parameters_by_part(plan.config.model, dataset.vocab_size),
         "tokens_per_second": statistics.fmean(speeds) if speeds else None,
         "git_info": records.git_info(),
         "gpu_info": {"names": environment["gpus"]},

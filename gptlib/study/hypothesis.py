@@ -1,7 +1,7 @@
 """What is claimed before anything runs: one ablation, its hypothesis, and how it will be judged; a study of several."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gptlib.config import ConfigError, Overrides, flatten, params_file, parse_overrides, validate, with_changes
 from gptlib.fields import RunConfig, Section
+from gptlib.matching import KNOBS, Knob, Mode
 from gptlib.records import NAME
 from gptlib.yaml12 import read_yaml
 
@@ -58,7 +59,11 @@ class Ablation(Section):
     dependent_variables: list[str] = ["val_loss"]
     controls: list[str] = ["data", "tokenizer", "steps", "batch", "schedule", "seeds"]
     change: dict[str, Any] = Field(min_length=1)
-    match: Literal["steps", "tokens", "nothing"] = "steps"
+    match: Mode = "steps"  # what both arms have in common
+    free: Knob = ""  # the knob that is turned to get there; empty: the usual one
+    memory_mib: float = Field(0.0, ge=0)  # match=memory: both arms take their largest batch; 0: the baseline's memory
+    tune: dict[str, list[Any]] = {}  # key: values (or factors) that are tried in both arms before they are compared
+    tune_seeds: list[int] = [1, 2]
     why: str = Field(min_length=10)
     expect: Expectation = Expectation()
     analysis: Analysis = Analysis()
@@ -76,6 +81,32 @@ class Ablation(Section):
     def _change_names_known_keys(cls, change: dict[str, Any]) -> dict[str, Any]:
         return parse_overrides(change)
 
+    @field_validator("tune")
+    @classmethod
+    def _tune_names_known_keys(cls, tune: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        parse_overrides(tune)
+        short = [key for key, values in tune.items() if len(values) < 2 or len(set(map(str, values))) < len(values)]
+        if short:
+            raise ValueError(f"tune: give {', '.join(short)} at least two values, each once")
+        return tune
+
+    @field_validator("tune_seeds")
+    @classmethod
+    def _tune_seeds_are_distinct(cls, seeds: list[int]) -> list[int]:
+        return distinct_seeds(seeds)
+
+    @model_validator(mode="after")
+    def _knob_fits(self) -> "Ablation":
+        if self.free not in ("", *KNOBS[self.match]):
+            usual = ", ".join(KNOBS[self.match]) or "nothing"
+            raise ValueError(f"free={self.free!r} cannot match by {self.match}; use {usual}")
+        if self.memory_mib and self.match != "memory":
+            raise ValueError(f"memory_mib={self.memory_mib:g} is for match=memory, not {self.match}")
+        both = sorted(set(self.tune) & set(self.change))
+        if both:
+            raise ValueError(f"tune: {', '.join(both)} is changed already; what is changed cannot be tuned too")
+        return self
+
     @model_validator(mode="after")
     def _variable_is_among_the_changes(self) -> "Ablation":
         if self.independent_variable not in self.change:
@@ -86,8 +117,35 @@ class Ablation(Section):
 
     def apply(self, baseline: RunConfig) -> RunConfig:
         """The variant's configuration, factors such as "x2/3" taken of the baseline's values. Raises ConfigError."""
-        old = flatten(baseline.model_dump(mode="json"))
-        return with_changes(baseline, {key: _scaled(key, value, old[key]) for key, value in self.change.items()})
+        return with_factors(baseline, self.change)
+
+    @property
+    def knob(self) -> Knob:
+        return self.free or KNOBS[self.match][0]
+
+
+def with_factors(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """`config` with dotted keys changed, factors such as "x2/3" taken of its own values. Raises ConfigError."""
+    old = flatten(config.model_dump(mode="json"))
+    return with_changes(config, {key: _scaled(key, value, old[key]) for key, value in changes.items()})
+
+
+def combine(a: Ablation, b: Ablation) -> Ablation:
+    """Both changes at once, to ask whether their effects add up. Raises ConfigError where they do not go together."""
+    alike = ("match", "free", "memory_mib", "tune", "tune_seeds", "analysis")
+    clash = [*sorted(set(a.change) & set(b.change)), *(name for name in alike if getattr(a, name) != getattr(b, name))]
+    if clash:
+        raise ConfigError(f"interaction of {a.variant} and {b.variant}: both decide {', '.join(clash)}, not alike")
+    return a.model_copy(
+        update={
+            "variant": f"{a.variant}_x_{b.variant}",
+            "hypothesis": f"The effects of {a.variant} and {b.variant} add up.",
+            "change": a.change | b.change,
+            "why": f"The fourth cell of a 2x2 design beside the baseline, {a.variant} and {b.variant}.",
+            "expect": Expectation(),
+            "source": "",
+        }
+    )
 
 
 def _scaled(key: str, value: Any, old: Any) -> Any:
@@ -102,13 +160,14 @@ def _scaled(key: str, value: Any, old: Any) -> Any:
 
 
 class Study(Section):
-    """A baseline and its ablations, run through the notebooks."""
+    """A baseline and its ablations, run through the notebooks; over several bases, the first one reported in full."""
 
     name: str
     question: str
-    base: str
+    base: str | list[str]
     overrides: dict[str, Any] = {}
     ablations: list[str] = Field(min_length=1)
+    interactions: list[tuple[str, str]] = []  # pairs of the ablations that are also made together
     seeds: list[int] = Field([42, 43, 44, 45, 46], min_length=1)
     stage: str = "full"
     notebooks_at_once: int = Field(2, ge=1)
@@ -117,6 +176,23 @@ class Study(Section):
     @classmethod
     def _seeds_are_distinct(cls, seeds: list[int]) -> list[int]:
         return distinct_seeds(seeds)
+
+    @model_validator(mode="after")
+    def _interactions_are_of_ablations(self) -> "Study":
+        unknown = sorted({name for pair in self.interactions for name in pair} - set(self.ablations))
+        if unknown:
+            raise ValueError(f"interactions: {', '.join(unknown)} is not among the ablations")
+        if not self.bases or len(set(self.bases)) < len(self.bases):
+            raise ValueError(f"base={self.base}: give one name, or several, each once")
+        return self
+
+    @property
+    def bases(self) -> list[str]:
+        return [self.base] if isinstance(self.base, str) else self.base
+
+    def stage_of(self, base: str) -> str:
+        """The stage whose folder has the experiments of a base: that of the study, for all but the first `-<base>`."""
+        return self.stage if base == self.bases[0] else f"{self.stage}-{Path(base).stem}"
 
     @field_validator("name", "stage")
     @classmethod
@@ -145,7 +221,10 @@ def load_study(name: str | Path, overrides: Overrides = ()) -> Study:
     values, lines = read_yaml(path)
     study = validate(Study, values, {key: f"{path.name} line {line}" for key, line in lines.items()})
     study = study.model_copy(update={"overrides": parse_overrides(study.overrides) | parse_overrides(overrides)})
-    variants = [load_ablation(ablation).variant for ablation in study.ablations]
+    loaded = {ablation: load_ablation(ablation) for ablation in study.ablations}
+    variants = [ablation.variant for ablation in loaded.values()]
+    for a, b in study.interactions:
+        combine(loaded[a], loaded[b])
     if len(set(variants)) != len(variants):
         raise ConfigError(f"{path.name}: a variant is listed twice: {', '.join(variants)}")
     return study

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,13 @@ from tqdm import tqdm
 from gptlib import records
 from gptlib.config import fingerprint, load_config, params_file, project_root
 from gptlib.launch import bound_module, record_failure
-from gptlib.study.experiment import Plan, plan_experiment
-from gptlib.study.hypothesis import Study, load_ablation, load_study
+from gptlib.study.hypothesis import Ablation, Study, combine, load_ablation, load_study
+from gptlib.study.plan import Plan, plan_experiment
 
 POLL_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """One notebook to execute: where its copy goes, and the record that proves it done."""
 
@@ -39,13 +39,20 @@ class Step:
     parameters: dict[str, Any]
     copy: Path
     plan: Plan | None = None  # None: 00_data and 90_analysis, which are done when their copy is
+    replan: Callable[[], Plan] | None = None  # once a tuning that its plan waits for is done
     key: str = ""  # identity of the inputs of a notebook without a plan
 
     def is_done(self) -> bool:
-        if self.plan is not None:
-            return self.plan.is_complete() and self.copy.exists()
-        mark = self.copy.with_suffix(".done")
-        return self.copy.exists() and mark.exists() and mark.read_text() == self.key
+        if self.plan is None:
+            mark = self.copy.with_suffix(".done")
+            return self.copy.exists() and mark.exists() and mark.read_text() == self.key
+        return self.is_recorded() and self.copy.exists()
+
+    def is_recorded(self) -> bool:
+        """Whether its experiment is finished."""
+        if self.plan and self.replan and self.plan.arms and self.plan.arms.pending:
+            self.plan = self.replan()
+        return self.plan is not None and self.plan.is_complete()
 
 
 @dataclass(frozen=True)
@@ -70,48 +77,56 @@ def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = ()) 
 class _Run:
     def __init__(self, study: Study, outputs: Path) -> None:
         self.study, self.outputs, self.folder = study, outputs, outputs / study.name
-        self.ablations = [load_ablation(a) for a in study.ablations]
-        self.config = load_config(study.base, study.overrides)
+        self.ablations = {_from_anywhere("ablations", name): load_ablation(name) for name in study.ablations}
+        named = dict(zip(study.ablations, self.ablations.items(), strict=True))
+        self.pairs = [(named[a], named[b]) for a, b in study.interactions]
+        self.configs = {base: load_config(base, study.overrides) for base in study.bases}
         self.failures: list[str] = []
         self.ended = threading.Event()
         print(f"study {study.name}: {study.question}", flush=True)
 
     # ---- the steps
 
-    def _parameters(self, **more: Any) -> dict[str, Any]:
-        common = {
-            "base": _from_anywhere("base", self.study.base),
-            "overrides": self.study.overrides,
-            "outputs": str(self.outputs),
-        }
-        return common | more
+    def _parameters(self, base: str, **more: Any) -> dict[str, Any]:
+        common = {"overrides": self.study.overrides, "outputs": str(self.outputs)}
+        return {"base": _from_anywhere("base", base)} | common | more
 
-    def _place(self) -> dict[str, Any]:
-        return {"study": self.study.name, "stage": self.study.stage, "seeds": self.study.seeds}
+    def _place(self, base: str) -> dict[str, Any]:
+        return {"study": self.study.name, "stage": self.study.stage_of(base), "seeds": self.study.seeds}
 
-    def data_step(self) -> Step:
-        notebook = _notebook("00_data")
-        inputs = self.config.data.model_dump(mode="json"), records.numeric_source_hash(), _digest(notebook)
-        return Step("data", notebook, self._parameters(), self.folder / "data.ipynb", key=fingerprint(inputs))
+    def data_step(self, base: str) -> Step:
+        notebook, name = _notebook("00_data"), "data" if base == self.study.bases[0] else f"data-{Path(base).stem}"
+        inputs = self.configs[base].data.model_dump(mode="json"), records.numeric_source_hash(), _digest(notebook)
+        return Step(name, notebook, self._parameters(base), self.folder / f"{name}.ipynb", key=fingerprint(inputs))
 
-    def experiment_step(self, number: int | None) -> Step:
-        """The baseline's step (None) or that of an ablation."""
-        ablation = None if number is None else self.ablations[number]
-        place = self.outputs, self.study.name, self.study.stage, self.config, self.study.seeds
-        plan = plan_experiment(*place, ablation)
-        parameters = self._parameters(**self._place(), **(ablation.model_dump(mode="json") if ablation else {}))
+    def experiment_step(self, base: str, ablation: Ablation | None) -> Step:
+        """The step of a base's baseline (None) or of an ablation of it."""
+        place = self.outputs, self.study.name, self.study.stage_of(base), self.configs[base], self.study.seeds
+
+        def plan() -> Plan:
+            return plan_experiment(*place, ablation, _say)
+
+        first = plan()
+        declared = ablation.model_dump(mode="json") if ablation else {}
+        parameters = self._parameters(base, **self._place(base), **declared)
         notebook = _notebook("10_baseline" if ablation is None else "20_ablations")
-        return Step(plan.variant, notebook, parameters, plan.folder / "notebook.ipynb", plan)
+        name = first.variant if base == self.study.bases[0] else f"{Path(base).stem}.{first.variant}"
+        return Step(name, notebook, parameters, first.folder / "notebook.ipynb", first, plan)
 
-    def analysis_step(self, steps: list[Step]) -> Step:
-        done = [step for step in steps if step.is_done()]
-        places = [_from_anywhere("ablations", name) for name in self.study.ablations]
-        names = dict(zip([a.variant for a in self.ablations], places, strict=True))
-        missing = [step.name for step in steps if step not in done]
+    def analysis_step(self, steps: dict[str, list[Step]]) -> Step:
+        """The report on the first base, with the effects of finished ablations at the others."""
+        main, *others = self.study.bases
+        done = {base: [step.plan for step in steps[base] if step.plan and step.is_done()] for base in steps}
+        finished = {base: {plan.variant for plan in plans} for base, plans in done.items()}
+        names = [name for name, ablation in self.ablations.items() if ablation.variant in finished[main]]
+        wanted = {"baseline", *(self.ablations[name].variant for name in names)}
+        ladder = {_from_anywhere("base", b): self.study.stage_of(b) for b in others if wanted <= finished[b]}
+        pairs = [[a, b] for (a, x), (b, y) in self.pairs if combine(x, y).variant in finished[main]]
+        missing = [step.name for base in steps for step in steps[base] if not step.is_done()]
         parameters = self._parameters(
-            **self._place(), ablations=[names[s.name] for s in done if s.name in names], missing=missing
+            main, **self._place(main), ablations=names, interactions=pairs, ladder=ladder, missing=missing
         )
-        ends = [records.read_json(s.plan.folder / "summary.json")["end_time"] for s in done if s.plan]
+        ends = [records.read_json(p.folder / "summary.json")["end_time"] for plans in done.values() for p in plans]
         notebook = _notebook("90_analysis")
         key = fingerprint([parameters, ends, _digest(notebook)])
         return Step("analysis", notebook, parameters, self.folder / "analysis.ipynb", key=key)
@@ -120,17 +135,20 @@ class _Run:
 
     def all(self) -> Outcome:
         start = time.monotonic()
-        self._execute_all([self.data_step()])
-        steps = [self.experiment_step(None), *map(self.experiment_step, range(len(self.ablations)))]
+        data = [self.data_step(base) for base in self.study.bases]
+        self._execute_all(data)
+        asked = [None, *self.ablations.values(), *(combine(a, b) for (_, a), (_, b) in self.pairs)]
+        by_base = {base: [self.experiment_step(base, ablation) for ablation in asked] for base in self.study.bases}
+        steps = [step for base in by_base for step in by_base[base]]
         pending = [step for step in steps if not step.is_done()]
         print(f"{len(steps) - len(pending)} of {len(steps)} experiments are done already", flush=True)
         with _progress(pending):
-            self._execute_all([step for step in pending if step.name == "baseline"])
-            self._execute_all([step for step in pending if step.name != "baseline"])
-        analysis = self.analysis_step(steps)
+            self._execute_all([step for step in pending if step.plan and step.plan.ablation is None])
+            self._execute_all([step for step in pending if step.plan and step.plan.ablation])
+        analysis = self.analysis_step(by_base)
         self._execute_all([analysis])
         print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
-        copies = [self.folder / "data.ipynb", *(step.copy for step in steps), analysis.copy]
+        copies = [step.copy for step in (*data, *steps, analysis)]
         return Outcome(self.folder, [copy for copy in copies if copy.exists()], self.failures)
 
     def _execute_all(self, steps: list[Step]) -> None:
@@ -154,7 +172,7 @@ class _Run:
         if code == 0 and step.plan is None:
             os.replace(scratch, step.copy)
             records.write_text(step.copy.with_suffix(".done"), step.key)
-        elif code == 0 and step.plan is not None and step.plan.is_complete():
+        elif code == 0 and step.is_recorded():
             os.replace(scratch, step.copy)
         else:
             return self._failure(step, scratch, code, log)
@@ -171,6 +189,10 @@ class _Run:
         lines = log.read_text(errors="replace").strip().splitlines()
         said = lines[-1].strip() if lines and code else "some of its runs failed"
         return f"{step.name} did not finish ({said}); see {log}"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _from_anywhere(kind: Literal["base", "ablations"], name: str) -> str:
@@ -199,7 +221,8 @@ def _papermill(notebook: Path, copy: Path, parameters: Path, log: Any, ended: th
 @contextlib.contextmanager
 def _progress(steps: list[Step]) -> Iterator[None]:
     """A bar over all training steps of the experiments to do, with the time left, drawn by a watching thread."""
-    plans = [step.plan for step in steps if step.plan is not None]
+    planned = [plan for step in steps if step.plan for plan in (*step.plan.tuning(), step.plan)]
+    plans = list({plan.folder: plan for plan in planned}.values())
     total = sum(plan.config.train.steps * len(plan.seeds) for plan in plans)
     if not total:
         yield
