@@ -156,8 +156,7 @@ def test_set_rates_scales_every_group_from_its_base(matrices: str) -> None:
         set_rates(optimizers, Rates(lr, decay, momentum))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                vectors = group["name"] != "matrix" and all(p.ndim < 2 for p in group["params"])
-                vectors |= matrices == "adamw" and group["params"][0].ndim < 2
+                vectors = all(p.ndim < 2 for p in group["params"])
                 assert group["lr"] == rates[group["name"]] * lr
                 assert group["weight_decay"] == (0.0 if vectors else decays.get(group["name"], 0.5) * decay)
                 if isinstance(optimizer, Muon):

@@ -17,6 +17,7 @@ from gptlib.config import load_config, project_root
 from gptlib.fields import RunConfig
 from gptlib.model import GPT
 from gptlib.optimizers import build_optimizers
+from gptlib.schedules import rates
 
 Weights = dict[str, Tensor]
 Forward = Callable[[Weights, Tensor], Tensor]
@@ -432,3 +433,67 @@ def test_cs336_decays_everything_at_one_rate() -> None:
     model = make("cs336_tinystories_17m", **CS336_SIZE)
     groups = [g for o in build_optimizers(model, load_config("cs336_tinystories_17m").optim) for g in o.param_groups]
     assert {(group["base_lr"], group["weight_decay"]) for group in groups} == {(3e-4, 0.1)}
+
+
+# --- rates over the run -----------------------------------------------------------------------------------------
+
+
+def nanogpt_lr(it: int, warmup_iters: int, lr_decay_iters: int, learning_rate: float, min_lr: float) -> float:
+    """get_lr of karpathy/nanoGPT, train.py."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (learning_rate - min_lr)
+
+
+def cs336_lr(it: int, warmup_iters: int, cosine_cycle_iters: int, learning_rate: float, min_lr: float) -> float:
+    """The cosine schedule with warmup of the handout."""
+    if it < warmup_iters:
+        return it / warmup_iters * learning_rate
+    angle = (it - warmup_iters) / (cosine_cycle_iters - warmup_iters) * math.pi
+    return min_lr + 0.5 * (1 + math.cos(angle)) * (learning_rate - min_lr)
+
+
+@pytest.mark.parametrize(
+    ("preset", "formula", "numbers"),
+    [
+        ("nanogpt_gpt2_124m", nanogpt_lr, (2000, 600_000, 6e-4, 6e-5)),
+        ("nanogpt_shakespeare_char", nanogpt_lr, (100, 2000, 1e-3, 1e-4)),
+        ("cs336_tinystories_17m", cs336_lr, (800, 40_000, 3e-4, 3e-5)),
+    ],
+)
+def test_the_rate_of_every_step_is_that_of_the_source(
+    preset: str, formula: Callable[..., float], numbers: tuple[float, ...]
+) -> None:
+    config, (warmup, steps) = load_config(preset), map(int, numbers[:2])
+    assert config.train.steps == steps
+    for it in {*range(10), *range(warmup - 2, warmup + 3), *range(0, steps, steps // 997), steps - 1}:
+        found = rates(config, it / steps)
+        assert config.optim.matrix_lr * found.lr == pytest.approx(formula(it, *numbers), rel=1e-9), it
+        assert found.weight_decay == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "constant", "final", "warmup"),
+    [("speedrun_track3", 3250, 0.3, 0.0, 0), ("speedrun_2025", 1750, 0.55, 0.1, 300)],
+)
+def test_rate_and_momentum_of_every_step_are_those_of_modded_nanogpt(
+    preset: str, steps: int, constant: float, final: float, warmup: int
+) -> None:
+    config = load_config(preset)
+    assert config.train.steps == steps
+    for step in range(steps):
+        found, x = rates(config, step / steps), step / steps
+        w = 1.0 if x < constant else (1 - x) / (1 - constant)
+        assert found.lr == pytest.approx(w * 1.0 + (1 - w) * final), step
+        frac = min(step / warmup, 1) if warmup else 1
+        assert found.momentum == pytest.approx((1 - frac) * 0.85 + frac * 0.95), step
+        assert found.weight_decay == 1
+
+
+def test_what_a_step_of_the_speedruns_takes_off_a_matrix() -> None:
+    """lr * wd at the peak: 0.025 * 0.05 on track 3, nothing in 2025."""
+    for preset, expected in (("speedrun_track3", 0.00125), ("speedrun_2025", 0.0)):
+        optim = load_config(preset).optim
+        assert optim.matrix_lr * optim.muon.weight_decay == pytest.approx(expected)
+        assert not optim.muon.cautious and not optim.muon.normuon and not optim.muon.split_heads
