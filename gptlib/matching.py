@@ -73,7 +73,7 @@ def match(
     """
     if by not in get_args(Mode):
         raise ConfigError(f"match: {by!r}; use one of {', '.join(get_args(Mode))}")
-    knob = free or KNOBS[by][0]
+    knob = free or usual_knob(by, variant)
     if knob not in KNOBS[by]:
         usual = ", ".join(filter(None, KNOBS[by])) or "empty"
         raise ConfigError(f"match: {by} cannot be reached by {knob}; free is one of {usual}")
@@ -93,9 +93,14 @@ def match(
         turned = with_changes(variant, changes)
     if by != "nothing":
         _check(by, knob, quantity(turned), target, turned, baseline)
-    knobs = tuple(key for key in (knob, FINISH) if key and _value(turned, key) != _value(variant, key))
+    knobs = tuple(key for key in dict.fromkeys((knob, FINISH)) if key and _value(turned, key) != _value(variant, key))
     costs = (planned_costs(c, vocab_size, t) for c, t in zip((baseline, turned), seconds, strict=True))
     return Match(by, knobs, turned, *costs)
+
+
+def usual_knob(by: str, config: RunConfig) -> Knob:
+    """What is turned where nothing is said: the first of KNOBS, but the rows per pass where the batch takes several."""
+    return "hardware.micro_rows" if by == "memory" and config.hardware.micro_rows else KNOBS[by][0]
 
 
 def _target(baseline: RunConfig, by: str, quantity: Callable[[RunConfig], float], seconds: float | None) -> float:

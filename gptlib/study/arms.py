@@ -18,7 +18,7 @@ from gptlib.config import ConfigError, diff, fingerprint, flatten, require_only,
 from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig
 from gptlib.launch import Slots, bound_module, slot_names
-from gptlib.matching import Match, match
+from gptlib.matching import TOLERANCE, Match, match, usual_knob
 from gptlib.study.hypothesis import Ablation, with_factors
 
 Say = Callable[[str], None]
@@ -44,6 +44,7 @@ class Arms:
     variant: RunConfig
     match: Match
     grid: tuple[GridPoint, ...] = ()
+    trial: dict[str, Any] | None = None  # match=time: seconds of a step, their ratio with its interval
 
     @property
     def pending(self) -> list[GridPoint]:
@@ -82,27 +83,28 @@ def arms(ablation: Ablation, base: RunConfig, dataset: Path, outputs: Path, devi
     `loss` gives the outcome of a point of the grid; while points are pending both arms have the values of the base.
     """
     trial = Trial(outputs, dataset, device, say)
-    baseline = base
+    baseline, knob = base, ablation.free or usual_knob(ablation.match, base)
     if ablation.memory_mib:
-        baseline = trial.largest_batch(base, ablation)
+        baseline = trial.largest_batch(base, knob, ablation.memory_mib)
     vocab = open_dataset(dataset).vocab_size
     variant = ablation.apply(baseline)
-    times = trial.step_seconds(baseline, variant) if ablation.match == "time" else None
-    turn, memory = ablation.knob not in ablation.change, trial.bytes if ablation.match == "memory" else None
+    timed = trial.time(baseline, variant) if ablation.match == "time" else None
+    times = (timed["seconds"][0], timed["seconds"][1]) if timed else None
+    turn, memory = knob not in ablation.change, trial.bytes if ablation.match == "memory" else None
     if ablation.memory_mib:
-        variant, turn = trial.largest_batch(variant, ablation), False
+        variant, turn = trial.largest_batch(variant, knob, ablation.memory_mib), False
     matched = match(
         variant, baseline, ablation.match, ablation.free, vocab_size=vocab, step_seconds=times, memory=memory, turn=turn
     )
-    knobs = {*matched.knobs, ablation.knob} if ablation.memory_mib else {*matched.knobs}
+    knobs = {*matched.knobs, knob} if ablation.memory_mib else {*matched.knobs}
     require_only(baseline, matched.config, {*ablation.change, *(knobs & set(diff(baseline, matched.config)))})
     grid = tuple(_grid(ablation, baseline, matched.config, base, loss))
-    result = Arms(baseline, matched.config, matched, grid)
+    result = Arms(baseline, matched.config, matched, grid, timed)
     if not grid or result.pending:
         return result
     tuned = [best_point(result.points(arm)) for arm in ("baseline", "variant")]
     chosen = [best.config if best else config for best, config in zip(tuned, (baseline, matched.config), strict=True)]
-    return Arms(chosen[0], chosen[1], matched, grid)
+    return Arms(chosen[0], chosen[1], matched, grid, timed)
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------
@@ -137,22 +139,25 @@ class Trial:
     def __init__(self, outputs: Path, dataset: Path, device: str, say: Say) -> None:
         self.folder, self.dataset, self.device, self.say = outputs / "trials", dataset, device, say
 
-    def step_seconds(self, baseline: RunConfig, variant: RunConfig) -> tuple[float, float]:
-        """Seconds per step of both arms from an interleaved trial that holds every core or GPU."""
-        answer = self._ask("time", [baseline, variant])
-        return answer["seconds"][0], answer["seconds"][1]
+    def time(self, baseline: RunConfig, variant: RunConfig) -> dict[str, Any]:
+        """`seconds` per step of both arms, from an interleaved trial that holds every core or GPU, and their `ratio`."""
+        answer: dict[str, Any] = self._ask("time", [baseline, variant])
+        off = answer["high"] / answer["ratio"] - 1
+        known = "" if off <= TOLERANCE["time"] else ": not known to 2 %, something else keeps the machine busy"
+        self.say(f"a step of the variant takes {answer['ratio']:.3f} times the baseline's, +-{100 * off:.1f} %{known}")
+        return answer
 
     def bytes(self, config: RunConfig) -> float:
         """Peak bytes of training steps of a configuration."""
         return float(self._ask("memory", [config])["bytes"][0] or float("inf"))
 
-    def largest_batch(self, config: RunConfig, ablation: Ablation) -> RunConfig:
-        """`config` with the largest batch that fits into the declared memory. Raises ConfigError."""
-        ranks, budget = config.hardware.ranks, ablation.memory_mib * 2**20
+    def largest_batch(self, config: RunConfig, knob: str, mib: float) -> RunConfig:
+        """`config` with the largest batch, or rows per pass, that fits into `mib`. Raises ConfigError."""
+        ranks = config.hardware.ranks if knob == "train.batch_rows" else 1
         low, high = 0, 1
 
         def fits(n: int) -> bool:
-            return self.bytes(with_changes(config, {ablation.knob: n * ranks})) <= budget
+            return self.bytes(with_changes(config, {knob: n * ranks})) <= mib * 2**20
 
         while fits(high):
             low, high = high, 2 * high
@@ -160,8 +165,8 @@ class Trial:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         if not low:
-            raise ConfigError(f"memory_mib={ablation.memory_mib:g}: not even one row fits; give more")
-        return with_changes(config, {ablation.knob: low * ranks})
+            raise ConfigError(f"memory_mib={mib:g}: not even one row fits; give more")
+        return with_changes(config, {knob: low * ranks})
 
     def _ask(self, what: str, configs: list[RunConfig]) -> Any:
         identity: list[Any] = [what, self.device, open_dataset(self.dataset).hash, records.numeric_source_hash()]

@@ -83,6 +83,7 @@ def _match(plan: Plan) -> dict[str, Any] | None:
         "baseline_name": plan.baseline_name,
         "baseline": match.baseline,
         "variant": match.variant,
+        "trial": plan.arms.trial,
         "tuning": plan.arms.tuning(),
         "tuning_grid": points,
     }

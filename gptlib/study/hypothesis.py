@@ -119,10 +119,6 @@ class Ablation(Section):
         """The variant's configuration, factors such as "x2/3" taken of the baseline's values. Raises ConfigError."""
         return with_factors(baseline, self.change)
 
-    @property
-    def knob(self) -> Knob:
-        return self.free or KNOBS[self.match][0]
-
 
 def with_factors(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """`config` with dotted keys changed, factors such as "x2/3" taken of its own values. Raises ConfigError."""
