@@ -20,9 +20,10 @@ KEYS = {
 }  # fmt: skip
 
 # What makes a base a run of a second on the tiny dataset of tests/conftest.py. Four layers, so that two have value
-# embeddings and one can join late; a batch that can be halved and still grow.
+# embeddings and one can join late; a batch that can be halved and still grow; a second step that is early in the run,
+# since the blocks have no gradient in the first.
 SMALL = {
-    "train.steps": 3,
+    "train.steps": 6,
     "train.batch_rows": 4,
     "eval.every": 0,
     "eval.sample_tokens": 0,
@@ -42,6 +43,7 @@ NO_ABLATION = {
     "bigram_rows": "a size of bigram_embeds",
 }
 LOGGED = {"depth": "active_layers", "windows": "window_share", "curriculum": "seq_len", "batch": "batch_rows"}
+NOT_LOGGED = {"momentum"}
 
 
 @lru_cache
@@ -104,7 +106,7 @@ def test_what_a_schedule_changes_is_in_the_log_and_changes(path, trained):
     ablation = load_ablation(path)
     base, variant = variant_of(ablation)
     sections = {key.split(".")[1] for key in ablation.change if key.count(".") == 2 and key.startswith("schedule.")}
-    for logged in (LOGGED[section] for section in sections):
+    for logged in (LOGGED[section] for section in sections - NOT_LOGGED):
         assert len({row[logged] for row in trained(variant)[2] if "train_loss" in row}) > 1
         assert not any(logged in row for row in trained(small(base))[2])
 

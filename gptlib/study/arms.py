@@ -140,7 +140,7 @@ class Trial:
         self.folder, self.dataset, self.device, self.say = outputs / "trials", dataset, device, say
 
     def time(self, baseline: RunConfig, variant: RunConfig) -> dict[str, Any]:
-        """`seconds` per step of both arms, from an interleaved trial that holds every core or GPU, and their `ratio`."""
+        """`seconds` per step of both arms and their `ratio`, from an interleaved trial that holds every core or GPU."""
         answer: dict[str, Any] = self._ask("time", [baseline, variant])
         off = answer["high"] / answer["ratio"] - 1
         known = "" if off <= TOLERANCE["time"] else ": not known to 2 %, something else keeps the machine busy"
