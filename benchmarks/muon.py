@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/muon.py [--layers 12] [--repeats 3] [--threads 2]
 
 Two tables and docs/figures/muon_singular_values.png. All arms train the same weights with the same gradients, in turn,
-forwards and backwards, so that a drift of the machine cancels in the ratio. torch.optim.Muon computes in bf16, which a
-CPU without instructions for it (AVX512_BF16, AMX) emulates: twice as fast as fp32 on one machine, fifty times slower
-on the next. So the speed of both is printed with the table. Twelve layers take about 5 GiB.
+forwards and backwards, so that a drift of the machine cancels in the ratio. torch.optim.Muon computes in bf16: on CPUs
+with instructions for it (AVX512_BF16, AMX) that is twice as fast as fp32, on others it is emulated and up to seventy
+times slower; ONEDNN_MAX_CPU_ISA=AVX512_CORE or AVX2 in the environment makes a newer CPU behave as an older one.
+Twelve layers take about 5 GiB.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from gptlib import records
 from gptlib.device import Place
 from gptlib.muon import NEWTON_SCHULZ, Muon, convergent, newton_schulz, polar_express
-from gptlib.report.plots import GREY, LINES, PALETTE
+from gptlib.report.plots import GREY, INK, LIGHT, PALETTE
 
 FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "muon_singular_values.png"
 LAYER = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]  # q, k, v, o, up, down
@@ -75,25 +77,15 @@ def time_steps(layers: int, repeats: int) -> None:
             optimizers[name].step()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    slowest = next(iter(medians.values()))
+    reference = next(iter(medians.values()))
     print(f"\n{len(params)} matrices, {sum(p.numel() for p in params):,} values, median of {repeats} steps")
-    print(f"Matrix products of 768 x 768: fp32 {product_rate(torch.float32):.0f}, ", end="")
-    print(f"bf16 {product_rate(torch.bfloat16):.0f} GFLOP/s")
+    rates = [Place(torch.device("cpu"), bf16=bf16).matmul_peak() / 1e9 for bf16 in (False, True)]
+    print("Large matrix products: fp32 {:.0f}, bf16 {:.0f} GFLOP/s".format(*rates))
     print("\n| optimizer | s/step | lowest to highest | times as fast as torch.optim.Muon |\n|---|---:|---:|---:|")
     for name, median in medians.items():
         spread = f"{min(seconds[name][1:]):.2f} to {max(seconds[name][1:]):.2f}"
-        print(f"| {name} | {median:.2f} | {spread} | {slowest / median:.2f} |")
+        print(f"| {name} | {median:.2f} | {spread} | {reference / median:.2f} |")
     print(f"\nPeak memory {Place(torch.device('cpu')).peak_memory()['resident_peak_mib'] / 1024:.1f} GiB.")
-
-
-def product_rate(dtype: torch.dtype, size: int = 768) -> float:
-    """GFLOP/s of the fastest of five products of the size that Muon has most."""
-    x, times = torch.randn(size, size).to(dtype), []
-    for _ in range(5):
-        start = time.perf_counter()
-        x @ x
-        times.append(time.perf_counter() - start)
-    return 2e-9 * size**3 / min(times)
 
 
 # --- singular values --------------------------------------------------------------------------------------------
@@ -112,12 +104,12 @@ def exact(g: Tensor) -> Tensor:
     return u @ v
 
 
-METHODS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Newton-Schulz, 5 iterations, bf16 (torch)": torch_muon,
-    "Newton-Schulz, 5 iterations, fp32": newton_schulz,
-    "Polar Express, 5 iterations, fp32": polar_express,
-    "convergent, 12 iterations, fp32": convergent,
-    "exact: SVD, fp64": exact,
+METHODS: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
+    "exact: SVD, fp64": (exact, dict(color=LIGHT, linewidth=7)),
+    "Newton-Schulz, 5 iterations, bf16 (torch)": (torch_muon, dict(color=PALETTE[5], linewidth=4)),
+    "Newton-Schulz, 5 iterations, fp32": (newton_schulz, dict(color=PALETTE[0], linestyle="--")),
+    "Polar Express, 5 iterations, fp32": (polar_express, dict(color=PALETTE[1])),
+    "convergent, 12 iterations, fp32": (convergent, dict(color=PALETTE[2], linestyle="-.")),
 }
 
 
@@ -130,40 +122,39 @@ def gradient_like(rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def singular_values(path: Path) -> None:
-    figure = Figure((9.6, 5.6), layout="constrained")
+    figure = Figure((9.6, 5.8), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(2, 1))
-    print(f"\nSingular values after, of those above {100 * ABOVE:g} % of the Frobenius norm before (1 is exact)")
     print(
-        "\n| matrix | method | smallest | median | largest | distance to the exact factor |\n|---|---|---:|---:|---:|---:|"
+        f"\nSingular values after, of those above {ABOVE:.1%} of the Frobenius norm before; relative distance to exact"
     )
-    for (above, below), shape in zip(axes.T, [(768, 768), (768, 3072)], strict=True):
-        name = f"{shape[0]} x {shape[1]}"
+    print("\n| matrix | method | smallest | median | largest | distance |\n|---|---|---:|---:|---:|---:|")
+    for (upper, lower), shape in zip(axes.T, [(768, 768), (768, 3072)], strict=True):
         u, s, v = gradient_like(*shape)
-        index = torch.arange(1, len(s) + 1)
-        for (method, orthogonal), colour, line in zip(METHODS.items(), PALETTE, (*LINES, "-"), strict=False):
+        index, high = torch.arange(1, len(s) + 1), s > ABOVE
+        for method, (orthogonal, style) in METHODS.items():
             o = orthogonal(((u * s) @ v.T).float()[None])[0].double()
-            after = ((u.T @ o) * v.T).sum(1)  # u_i . O v_i, i as before: an odd polynomial keeps the directions
-            low, middle, high = torch.quantile(after[s > ABOVE], torch.tensor([0, 0.5, 1], dtype=s.dtype)).tolist()
-            distance = float((o - u @ v.T).norm() / len(s) ** 0.5)
-            print(f"| {name} | {method} | {low:.3f} | {middle:.3f} | {high:.3f} | {distance:.3f} |")
-            above.plot(index, after, line, color=GREY if orthogonal is exact else colour, label=method, linewidth=1.4)
-        below.semilogy(index, s, color=GREY, linewidth=1.4)
-        below.axhline(ABOVE, color=GREY, linestyle=":", linewidth=1)
-        for axis in (above, below):
-            axis.axvline(int((s > ABOVE).sum()), color=GREY, linestyle=":", linewidth=1)
+            after = ((u.T @ o) * v.T).sum(1)  # u_i . O v_i in the order of before: a polynomial keeps the directions
+            figures = (after[high].min(), after[high].median(), after[high].max(), (o - u @ v.T).norm() / len(s) ** 0.5)
+            print(f"| {shape[0]} x {shape[1]} | {method} | {' | '.join(f'{x:.3f}' for x in figures)} |")
+            upper.semilogx(index, after, label=method, **style)
+        lower.loglog(index, s, color=INK)
+        lower.axhline(ABOVE, color=GREY, linestyle=":")
+        upper.set_title(f"{shape[0]} x {shape[1]}", fontsize=10)
+        lower.set_xlabel("index of the singular value, largest first")
+        for axis in (upper, lower):
+            axis.axvline(int(high.sum()), color=GREY, linestyle=":")
             axis.spines[["top", "right"]].set_visible(False)
-        above.set_title(f"{name}, fp32 input", fontsize=10)
-        below.set_xlabel("singular value, largest first (index)")
-    axes[0, 0].set(ylabel="singular value after\n(no unit)", ylim=(0, None))
-    axes[1, 0].set_ylabel("before\n(share of Frobenius norm)")
-    axes[1, 0].text(4, 1.1 * ABOVE, f"{100 * ABOVE:g} %", color=GREY, fontsize=9)
-    figure.suptitle("What orthogonalisation makes of the singular values of a gradient-like matrix")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    axes[0, 0].set(ylabel="singular value after\n(1 is exact)", ylim=(0, None))
+    axes[1, 0].set_ylabel("before\n(share of the norm)")
+    axes[1, 0].text(1, 1.2 * ABOVE, f"{ABOVE:.1%} of the Frobenius norm", color=GREY, fontsize=9)
+    figure.suptitle(
+        f"Singular values of a gradient-like matrix (the i-th is i^-{SPECTRUM}) before and after Muon's step"
     )
-    full = io.BytesIO()
-    figure.savefig(full, format="png", dpi=110)
+    entries = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
+    full = io.BytesIO()
+    figure.savefig(full, dpi=110)
     with PIL.Image.open(full) as picture:  # 64 colours are a third of the size
         picture.convert("RGB").quantize(64).save(path, optimize=True)
     print(f"\n{path.name}: {path.stat().st_size / 1000:.0f} kB")

@@ -109,13 +109,14 @@ class Muon(torch.optim.Optimizer):
     batch. `orthogonalize` names an entry of ORTHOGONALIZE, `precision` one of PRECISION. A group may set `block_rows`:
     each of its parameters is then so many rows by so many as matrices of their own (heads of an attention).
 
-    * cautious: a weight decays only where the update has its sign (Chen et al. 2024, arXiv 2411.16085; for weight decay
-      alone: modded-nanogpt, 2025).
-    * normuon: the rows of a tall update, or the columns of a wide one, are divided by the root of the running mean
+    * cautious: a weight decays only where the update has its sign (Chen et al. 2025, arXiv 2510.12402, and
+      modded-nanogpt).
+    * normuon: the rows of a tall or square update, or the columns of a wide one, are divided by the root of the running mean
       (`beta2`, from 0, uncorrected) of their mean square, at an unchanged Frobenius norm (Li et al. 2025, arXiv
       2510.05491, in the form of modded-nanogpt).
 
-    State, alike on all of `world` ranks: `momentum_buffer` (as the parameter), with NorMuon `row_squares` (n, 1, long).
+    State, alike on all of `world` ranks: `momentum_buffer` (as the parameter), with NorMuon `row_squares`,
+    (blocks, 1, long), of square blocks (blocks, rows, 1).
     """
 
     def __init__(
@@ -197,7 +198,8 @@ class Muon(torch.optim.Optimizer):
         if mine:
             padded[: len(mine)] = _orthogonal(u[mine], members[0].group)
         everything = padded.new_empty((self.world * width, *u.shape[1:]))
-        exchange = dist.all_gather_single(everything, padded, async_op=True)
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name before torch 2.13
+        exchange = gather(everything, padded, async_op=True)
         order = [owner * width + place for owner, place in zip(owners, places, strict=True)]
 
         def gathered() -> Tensor:
@@ -208,7 +210,8 @@ class Muon(torch.optim.Optimizer):
 
     def _evened(self, matrices: _Matrices, orthogonal: Tensor) -> Tensor:
         """NorMuon: every line along the longer side at the same size, the whole as large as before."""
-        state, squares = self.state[matrices.parameter], orthogonal.square().mean(dim=1, keepdim=True)
+        state, (short, long) = self.state[matrices.parameter], orthogonal.shape[1:]
+        squares = orthogonal.square().mean(dim=2 if short == long else 1, keepdim=True)
         if "row_squares" not in state:
             state["row_squares"] = torch.zeros_like(squares)
         running = state["row_squares"].lerp_(squares, 1 - matrices.group["beta2"])

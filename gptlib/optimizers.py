@@ -79,6 +79,7 @@ def _by_blocks(
     model: nn.Module, members: list[nn.Parameter], config: MuonConfig, head_dim: int
 ) -> dict[int, list[nn.Parameter]]:
     """{rows of a block: matrices}: those of `split_parts` in blocks of `split_heads` heads, the others whole (0)."""
+    assert head_dim or not config.split_heads, "to split heads their size must be known"
     parts = {id(p): part_of(name) for name, p in model.named_parameters()}
     rows = config.split_heads * head_dim
     blocks: dict[int, list[nn.Parameter]] = {}

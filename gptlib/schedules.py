@@ -195,6 +195,8 @@ class Pace:
             state["active_layers"] = len(self.layers(step, training=False))
         if schedule.windows.start < 1:
             state["window_share"] = self.window_share(step)
+        if schedule.momentum.warmup or schedule.momentum.cooldown:
+            state["momentum"] = self.rates(step).momentum
         return state
 
     def switches(self, until: int) -> list[dict[str, Any]]:

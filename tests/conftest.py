@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -67,6 +68,40 @@ def prepare_run(dataset_path):
         return run
 
     return prepare
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Runs are executed in this process (the launcher has tests of its own); the folders of those that were."""
+    import torch
+
+    from gptlib.train import run_from_folder
+
+    runs = []
+
+    def launch(pending, hardware, poll):
+        torch.set_num_threads(1)
+        for run in pending:
+            runs.append(run)
+            run_from_folder(run)
+            poll()
+
+    monkeypatch.setattr("gptlib.study.experiment.launch", launch)
+    return runs
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook displays, in order, with whatever it was updated to."""
+    things = []
+
+    def display(thing, display_id=False):
+        things.append(thing)
+        return SimpleNamespace(update=things.append)
+
+    for module in ("gptlib.notebook", "gptlib.live"):
+        monkeypatch.setattr(f"{module}.display", display)
+    return things
 
 
 @pytest.fixture

@@ -549,6 +549,7 @@ def test_shares_by_hand() -> None:
     assert sorted(loads([(5, 1.0), (3, 10.0)], owners, 3)) == [11, 12, 12]
     assert len(set(balanced([(4, 2.0)], 6)[0])) == 4, "more ranks than matrices: one each"
     assert balanced([(4, 2.0), (2, 1.0)], 1) == [[0] * 4, [0] * 2]
+    assert loads([(4, 1.0), (1, 4.0)], balanced([(4, 1.0), (1, 4.0)], 2), 2) == [4, 4], "the dearest first"
     # GPT-2 small on eight ranks: 48 square matrices and 24 of four times the size, to the same sum everywhere
     gpt2 = [(48, 768.0**3), (24, 4 * 768.0**3)]
     assert set(loads(gpt2, balanced(gpt2, 8), 8)) == {18 * 768.0**3}

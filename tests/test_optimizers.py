@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from gptlib.fields import ModelConfig, OptimConfig
+from gptlib.fields import ModelConfig, OptimConfig, RunConfig
 from gptlib.model import GPT
 from gptlib.muon import Muon
 from gptlib.optimizers import build_optimizers, set_rates
-from gptlib.schedules import Rates
+from gptlib.schedules import Rates, rates
 
 SMALL: dict[str, Any] = {"num_layers": 2, "model_dim": 16, "num_heads": 2, "seq_len": 8}
+HEADS: dict[str, Any] = {"num_layers": 2, "model_dim": 48, "num_heads": 6, "num_kv_heads": 3, "seq_len": 8}  # of 8 rows
 
 
 def groups_by_name(model: GPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, tuple[str, type]]:
@@ -151,13 +152,13 @@ def test_set_rates_scales_every_group_from_its_base(matrices: str) -> None:
     config = OptimConfig.model_validate({"matrices": matrices, "adamw": adamw, "muon": muon})
     optimizers = build_optimizers(GPT(ModelConfig(**SMALL, **RICH[0]), 64), config, head_dim=8)
     decays = {"matrix": 0.25 if matrices == "muon" else 0.5}
-    rates = {"matrix": config.matrix_lr, "embed": 0.3, "head": 0.02, "scalar": 0.01}
+    peaks = {"matrix": config.matrix_lr, "embed": 0.3, "head": 0.02, "scalar": 0.01}
     for lr, decay, momentum in ((0.5, 0.25, 0.85), (0.0, 0.0, 0.9), (1.0, 1.0, 0.95), (0.5, 1.0, 0.9)):
         set_rates(optimizers, Rates(lr, decay, momentum))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 vectors = all(p.ndim < 2 for p in group["params"])
-                assert group["lr"] == rates[group["name"]] * lr
+                assert group["lr"] == peaks[group["name"]] * lr
                 assert group["weight_decay"] == (0.0 if vectors else decays.get(group["name"], 0.5) * decay)
                 if isinstance(optimizer, Muon):
                     assert group["momentum"] == momentum
@@ -188,6 +189,32 @@ def test_what_a_step_takes_off_follows_both_schedules(matrices: str) -> None:
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, left[roles[name][0]]))
 
 
+def test_the_decay_of_the_speedrun_of_2026() -> None:
+    """modded-nanogpt has weight decay 1.2 and rate 0.023 f, f being scheduled, and takes off 1.2 (0.023 f)^2 at a step.
+
+    Ours is then 1.2 * 0.023, scheduled like the rate. A zero update agrees with every sign.
+    """
+    muon = {"lr": 0.023, "weight_decay": 1.2 * 0.023, "cautious": True, "normuon": True, "beta2": 0.9}
+    muon |= {"split_heads": 2, "split_parts": ["q", "k"]}
+    schedule = {"cooldown": 0.6, "final": 0.15, "weight_decay": "lr"}
+    optim = OptimConfig.model_validate({"muon": muon})
+    config = RunConfig.model_validate({"optim": optim, "schedule": schedule, "train": {"steps": 10}})
+    model = GPT(ModelConfig(**HEADS), 64)
+    optimizers = build_optimizers(model, optim, head_dim=8)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    left = 1.0
+    for step in range(10):
+        set_rates(optimizers, rates(config, step / 10))
+        optimizers[0].step()
+        f = 1.0 if step < 4 else 1 - 0.85 * (step - 4) / 6
+        left *= 1 - 1.2 * (0.023 * f) ** 2
+    assert 1 - left == pytest.approx(4.5e-3, rel=0.1)
+    for parameter in (p for group in optimizers[0].param_groups for p in group["params"]):
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, left), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("decay_vectors", [True, False])
 def test_the_unscheduled_decay_of_a_group_is_kept(decay_vectors: bool) -> None:
     adamw = {"weight_decay": 0.5, "decay_vectors": decay_vectors}
@@ -200,8 +227,6 @@ def test_the_unscheduled_decay_of_a_group_is_kept(decay_vectors: bool) -> None:
 
 
 # --- heads as matrices of their own -----------------------------------------------------------------------------
-
-HEADS: dict[str, Any] = {"num_layers": 2, "model_dim": 48, "num_heads": 6, "num_kv_heads": 3, "seq_len": 8}  # of 8 rows
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,8 @@ FORWARDS: dict[str, tuple[dict[str, Any], Forward]] = {
     ),
     "smoke": (SHORT, recipe(2, 2)),
     "quickstart": (SHORT, recipe(4, 3)),
+    "ladder_small": (SHORT, recipe(3, 2)),
+    "ladder_large": (SHORT, recipe(6, 4)),
     "novels": (SHORT, recipe(4, 3)),
     "novels_small": (SHORT, recipe(4, 3)),
     "shakespeare_char": (SHORT, recipe(2, 2, predecessors=True)),
@@ -353,6 +355,8 @@ SPEEDRUN_BLOCKS = 11 * 4 * 768**2 + 12 * 8 * 768**2 + 6 + 12 + 12 + 12
 SPEEDRUN_CPU_BLOCKS = 5 * 4 * 96**2 + 6 * 8 * 96**2 + 4 * 2 + 3 + 6 + 6
 SMOKE_BLOCKS = 2 * 12 * 32**2 + 2 * 12
 QUICKSTART_BLOCKS = 4 * 12 * 96**2 + 2 * 3 * 12
+LADDER_SMALL_BLOCKS = 3 * 12 * 64**2 + 2 * 2 * 12
+LADDER_LARGE_BLOCKS = 6 * 12 * 144**2 + 3 * 4 * 12
 SHAKESPEARE_BLOCKS = 2 * 12 * 64**2 + 2 * 12 + 12 + 1 + 2
 SIZES = {
     "nanogpt_gpt2_124m": (124_439_808, 124_439_808 - (50_257 + 1024) * 768),
@@ -365,6 +369,8 @@ SIZES = {
     "speedrun_cpu": ((2 + 2) * 512 * 96 + SPEEDRUN_CPU_BLOCKS, SPEEDRUN_CPU_BLOCKS),
     "smoke": ((2 + 1) * 384 * 32 + SMOKE_BLOCKS, SMOKE_BLOCKS),
     "quickstart": ((2 + 2) * 512 * 96 + QUICKSTART_BLOCKS, QUICKSTART_BLOCKS),
+    "ladder_small": ((2 + 2) * 512 * 64 + LADDER_SMALL_BLOCKS, LADDER_SMALL_BLOCKS),
+    "ladder_large": ((2 + 3) * 512 * 144 + LADDER_LARGE_BLOCKS, LADDER_LARGE_BLOCKS),
     "novels": ((2 + 2) * 4096 * 96 + QUICKSTART_BLOCKS, QUICKSTART_BLOCKS),
     "novels_small": ((2 + 2) * 2048 * 96 + QUICKSTART_BLOCKS, QUICKSTART_BLOCKS),
     "shakespeare_char": ((2 + 1 + 5) * 66 * 64 + SHAKESPEARE_BLOCKS, SHAKESPEARE_BLOCKS),

@@ -278,6 +278,10 @@ def test_rates_are_those_of_rate_decay_and_momentum() -> None:
     schedule = {"warmup": 0.5, "cooldown": 0.5, "weight_decay": "linear", "momentum": {"warmup": 0.5, "start": 0.75}}
     assert rates(run_config(steps=8, **schedule), 0.25) == pytest.approx(Rates(0.5, 0.75, 0.85))
     assert rates(run_config(steps=8, **schedule), 0.75) == pytest.approx(Rates(0.5, 0.25, 0.95))
+    config = run_config(steps=8, **schedule)
+    muon = config.optim.muon.model_copy(update={"momentum": 0.8})
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"muon": muon})})
+    assert rates(config, 0.75).momentum == 0.8, "the peak is the optimizer's own"
 
 
 # --- depth ------------------------------------------------------------------------------------------------------

@@ -1,20 +1,31 @@
 """Training: the same run from the same seed, whatever is measured beside it and however its batch is cut."""
 
 import copy
+import io
 import itertools
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from gptlib import records
 from gptlib.data.loader import Batch, TrainingStream, recut, training_batches, training_rows
 from gptlib.device import Place
 from gptlib.evaluate import evaluate
 from gptlib.model import GPT
 from gptlib.schedules import window_share
-from gptlib.train import accumulate_gradients, average_over_ranks, clip_gradients, seed_dropout, train
+from gptlib.train import (
+    accumulate_gradients,
+    average_over_ranks,
+    clip_gradients,
+    run_from_folder,
+    seed_dropout,
+    train,
+    update,
+)
 
 CPU = Place(torch.device("cpu"))
 
@@ -256,6 +267,93 @@ def test_more_steps_than_are_logged(run, monkeypatch):
     monkeypatch.setattr("gptlib.train.MAX_LOGGED_STEPS", 3)
     _, _, rows = run({"train.steps": 8, "eval.every": 5})
     assert [row["step"] for row in rows] == [0, 3, 5, 6, 8]
+
+
+# --- schedules: rates, weight decay, momentum -------------------------------------------------------------------
+
+
+@pytest.fixture
+def rates_of(run, monkeypatch):
+    """Trains; returns what the optimizers' groups held at each step, and what was logged."""
+
+    def trained(changes):
+        seen = []
+
+        def step(optimizers, rates):
+            update(optimizers, rates)
+            held = {g["name"]: (g["lr"] / g["base_lr"], g["weight_decay"]) for o in optimizers for g in o.param_groups}
+            seen.append((held, optimizers[0].param_groups[0].get("momentum")))
+
+        monkeypatch.setattr("gptlib.train.update", step)
+        return seen, run({"eval.every": 0} | changes)[2]
+
+    return trained
+
+
+RATES = {
+    "train.steps": 8,
+    "schedule.warmup": 0.25,
+    "schedule.cooldown": 0.5,
+    "schedule.weight_decay": "linear",
+    "schedule.momentum.warmup": 0.5,
+    "schedule.momentum.cooldown": 0.25,
+    "optim.muon.weight_decay": 0.1,
+    "optim.adamw.weight_decay": 0.2,
+}
+
+
+def test_every_step_has_the_rates_decays_and_momentum_of_its_progress(rates_of):
+    seen, rows = rates_of(RATES)
+    rates = [0, 0.5, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert [held["matrix"][0] for held, _ in seen] == pytest.approx(rates)
+    assert [held["embed"][0] for held, _ in seen] == pytest.approx(rates)
+    assert [held["matrix"][1] for held, _ in seen] == pytest.approx([0.1 * (1 - s / 8) for s in range(8)])
+    assert [held["head"][1] for held, _ in seen] == pytest.approx([0.2 * (1 - s / 8) for s in range(8)])
+    assert [momentum for _, momentum in seen] == pytest.approx([0.85, 0.875, 0.9, 0.925, 0.95, 0.95, 0.95, 0.9])
+    assert list(losses(rows, "lr_multiplier").values()) == pytest.approx(rates)
+    assert list(losses(rows, "lr").values()) == pytest.approx([0.04 * rate for rate in rates])
+
+
+def test_a_warmup_from_the_first_step_has_no_update_of_nothing(rates_of):
+    seen, rows = rates_of(RATES | {"schedule.warmup_from": "first_step", "schedule.weight_decay": "lr"})
+    rates = [1 / 3, 2 / 3, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert list(losses(rows, "lr_multiplier").values()) == pytest.approx(rates)
+    assert [held["matrix"] for held, _ in seen] == [(pytest.approx(r), pytest.approx(0.1 * r)) for r in rates]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule.momentum.warmup": 0.5, "schedule.momentum.start": 0.95},  # from the peak to the peak
+        {"schedule.momentum.cooldown": 0.5, "schedule.momentum.final": 0.95},
+        {"schedule.weight_decay": "lr"},  # there is no weight decay
+        {"schedule.warmup_from": "first_step"},  # there is no warmup
+        {"schedule.kind": "power", "schedule.power": 1.0},  # a straight line
+    ],
+)
+def test_a_schedule_that_changes_nothing_leaves_the_bits_alone(run, reference, changes):
+    model, _, rows = run(changes)
+    assert losses(rows) == losses(reference[2]) and same_weights(model, reference[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule.momentum.warmup": 0.9},
+        {"schedule.momentum.cooldown": 0.5},
+        {"schedule.weight_decay": "lr", "optim.muon.weight_decay": 0.1},
+        {"schedule.weight_decay": "linear", "optim.adamw.weight_decay": 0.1},
+        {"schedule.kind": "sqrt"},
+        {"optim.muon.split_heads": 1},
+        {"optim.muon.normuon": True},
+        {"optim.muon.weight_decay": 0.1, "optim.muon.cautious": True},
+        {"optim.muon.precision": "bf16"},
+    ],
+)
+def test_a_switch_of_rates_or_of_muon_reaches_the_weights(run, changes):
+    plain = {key: value for key, value in changes.items() if "weight_decay" in key and key.startswith("optim")}
+    model, result, _ = run(changes)
+    assert result["success"] and not same_weights(model, run(plain)[0])
 
 
 # --- schedules: the length and the number of rows ---------------------------------------------------------------
@@ -512,8 +610,8 @@ def test_everything_may_change_at_once(watched):
 
 
 def train_as_ranks(config, dataset, world, monkeypatch):
-    """The ranks of one run as threads that meet in every all-reduce; returns result and metrics of each."""
-    barrier, sent, results = threading.Barrier(world, timeout=60), [], {}
+    """The ranks of one run as threads that meet in every exchange; returns result and metrics of each."""
+    barrier, sent, shares, results = threading.Barrier(world, timeout=60), [], {}, {}
 
     def all_reduce(tensor):
         sent.append(tensor.clone())
@@ -523,6 +621,13 @@ def train_as_ranks(config, dataset, world, monkeypatch):
             sent.clear()
         barrier.wait()
         tensor.copy_(total)
+
+    def all_gather_single(everything, share, async_op):
+        shares[threading.current_thread().name] = share
+        barrier.wait()
+        everything.copy_(torch.cat([shares[str(number)] for number in range(world)]))
+        barrier.wait()
+        return SimpleNamespace(wait=lambda: None)
 
     def rank(number):
         rows = []
@@ -534,7 +639,8 @@ def train_as_ranks(config, dataset, world, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("torch.distributed.all_reduce", all_reduce)
-        threads = [threading.Thread(target=rank, args=(number,)) for number in range(world)]
+        patch.setattr("torch.distributed.all_gather_single", all_gather_single)
+        threads = [threading.Thread(target=rank, args=(number,), name=str(number)) for number in range(world)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -542,7 +648,10 @@ def train_as_ranks(config, dataset, world, monkeypatch):
     return [results[number] for number in range(world)]
 
 
-@pytest.mark.parametrize("changes", [CURRICULUM, CURRICULUM | GROWING_BATCH, PLATEAU])
+MUON = {"optim.muon.split_heads": 1, "optim.muon.normuon": True, "schedule.momentum.warmup": 0.5}
+
+
+@pytest.mark.parametrize("changes", [CURRICULUM, CURRICULUM | GROWING_BATCH, PLATEAU, MUON])
 def test_two_ranks_with_growing_rows_are_one_run(run, tiny, tiny_dataset, monkeypatch, changes):
     one = run(SHORT | changes)
     config = tiny(SHORT | changes | {"hardware.ranks": 2})
@@ -633,3 +742,72 @@ def test_a_run_that_diverges_in_evaluation_has_its_tokens_and_only_the_switches_
     _, result, _ = run(HUGE | changes)
     assert (result["status"], result["diverged_at"]) == ("diverged", 1)
     assert result["tokens"] == 2 * 256 and result["switches"] == [], "the second layer would have joined at step 2"
+
+
+# --- what a run has cost ----------------------------------------------------------------------------------------
+
+# By hand: a layer of width 16 with two heads, its feed-forward four times as wide, a value table, a gate of 12
+# inputs for each head, embedding and head of 300 words, padded to 320.
+TABLE, MATRICES, GATE = 320 * 16, 4 * 16 * 16 + 2 * 16 * 64, 12 * 2
+PARAMETERS = 3 * TABLE + MATRICES + GATE
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def recorded_run(tiny, prepare_run, tmp_path_factory):
+    """A run as the launcher makes it: its result.json, and what it said."""
+    run = prepare_run(tmp_path_factory.mktemp("costs"), tiny())
+    with pytest.MonkeyPatch.context() as patch, io.StringIO() as said:
+        patch.setattr("sys.stdout", said)
+        run_from_folder(run)
+        return records.read_json(run / "result.json"), said.getvalue()
+
+
+def test_the_speed_of_a_run_is_its_rows_and_its_arithmetic_by_its_time(recorded_run):
+    result, _ = recorded_run
+    seconds, rows = result["time_seconds"], 4 * 2
+    assert result["samples_per_second"] == pytest.approx(rows / seconds)
+    assert result["tokens_per_second"] == pytest.approx(rows * 256 / seconds)
+    # forward and backward: 6 for each value that is multiplied, 12 x width x context of attention
+    flops = rows * 256 * (6 * (MATRICES + GATE + TABLE) + 12 * 16 * 256)
+    assert result["flops_per_second"] == pytest.approx(flops / seconds)
+    assert result["mfu"] == pytest.approx(flops / seconds / result["matmul_peak"]) and 0 < result["mfu"] < 1
+
+
+def test_the_peak_is_that_of_the_fastest_large_matrix_product(monkeypatch):
+    ticks = iter([0, 0, 0, 0.03, 0.03, 0.03, 0.05, 0.05, 0.05, 0.08, 0.2])  # began; goes on, starts, ends; ...
+    monkeypatch.setattr("gptlib.device.time.perf_counter", lambda: next(ticks))
+    assert CPU.matmul_peak() == pytest.approx(2 * 512**3 / 0.02)
+
+
+def test_the_memory_of_a_run_is_that_of_its_tensors(recorded_run):
+    memory = recorded_run[0]["memory"]
+    assert memory["parameters_mib"] == memory["gradients_mib"] == 4 * PARAMETERS / MIB
+    # Muon: a momentum for each value; AdamW: two, and a count of steps for each of its four parameters
+    state = 4 * (MATRICES + 2 * (PARAMETERS - MATRICES)) + 4 * 4
+    assert memory["optimizer_mib"] == state / MIB
+    parts = [memory[f"{part}_mib"] for part in ("parameters", "gradients", "optimizer", "activations")]
+    assert memory["tensor_mib"] == pytest.approx(sum(parts)) and min(parts) > 0
+    # the head's logits alone: a value for each word at each of 2 x 256 places
+    assert parts[3] > 2 * 256 * 320 * 4 / MIB and memory["resident_peak_mib"] > memory["tensor_mib"]
+    assert memory["resident_peak_mib"] >= recorded_run[0]["memory_mib"]
+
+
+def test_the_log_of_a_run_begins_with_what_it_costs(recorded_run):
+    parameters, flops, memory, peak, *_ = recorded_run[1].splitlines()
+    inside = MATRICES + GATE
+    assert parameters.startswith(
+        f"{PARAMETERS:,} parameters, {inside:,} of them non-embedding (token embedding 5,120, "
+    )
+    per_token = 6 * (MATRICES + GATE + TABLE) + 12 * 16 * 256
+    assert flops.startswith(f"{per_token:,} training FLOPs/token ") and "2,048 tokens in 4 steps" in flops
+    assert memory.startswith("tensor memory, estimated: ") and "activations" in memory
+    assert peak == f"matrix products: {recorded_run[0]['matmul_peak'] / 1e9:,.0f} GFLOP/s here"
+
+
+def test_a_diverged_run_has_no_speed_that_somebody_could_compare(tiny, prepare_run, tmp_path):
+    run = prepare_run(tmp_path, tiny(HUGE | {"optim.muon.lr": 1e4}))
+    run_from_folder(run)
+    result = records.read_json(run / "result.json")
+    assert result["status"] == "diverged" and result["muon_precision"] == "float32"
+    assert not {"mfu", "samples_per_second", "memory"} & set(result)

@@ -16,6 +16,7 @@ LONG = {
     "hypothesis": "With many more steps the final validation loss is lower.",
     "independent_variable": "train.steps",
     "change": {"train.steps": 300},  # long enough to be killed on the way
+    "match": "nothing",
     "why": "The number of steps is the question.",
 }
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from scipy import stats
 
 from gptlib import records
@@ -14,9 +13,9 @@ from gptlib.config import ConfigError
 from gptlib.launch import record_failure
 from gptlib.records import RecordError
 from gptlib.study import experiment as experiment_module
-from gptlib.study.experiment import Experiment, execute, judge, plan_experiment, summarise
+from gptlib.study.experiment import Experiment, execute, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis
-from gptlib.train import run_from_folder
+from gptlib.study.plan import plan_experiment
 
 ABLATION = Ablation(
     variant="gelu",
@@ -25,21 +24,6 @@ ABLATION = Ablation(
     change={"model.activation": "gelu"},
     why="Neither has parameters.",
 )
-
-
-@pytest.fixture
-def executed(monkeypatch):
-    """Runs are executed in this process (the launcher has tests of its own); the names of those that were."""
-    names = []
-
-    def launch(runs, hardware, poll):
-        torch.set_num_threads(1)
-        for run in runs:
-            names.append(run.name)
-            run_from_folder(run)
-
-    monkeypatch.setattr(experiment_module, "launch", launch)
-    return names
 
 
 @pytest.fixture
@@ -57,6 +41,10 @@ def files(folder):
     return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+def names(runs):
+    return [run.name for run in runs]
+
+
 def log(plan):
     return (plan.folder / "experiment.log").read_text()
 
@@ -68,7 +56,7 @@ def test_an_experiment_leaves_its_record(executed, plan):
     asked = plan()
     assert not asked.is_complete()
     execute(asked)
-    assert executed == ["run_0_seed_42", "run_1_seed_43"] and not asked.is_complete()
+    assert names(executed) == ["run_0_seed_42", "run_1_seed_43"] and not asked.is_complete()
     results = records.read_jsonl(asked.folder / "results.jsonl")
     assert [(r["run_id"], r["seed"], r["success"], r["final_step"]) for r in results] == [
         (0, 42, True, 4),
@@ -110,7 +98,7 @@ def test_one_more_seed_runs_that_one_alone(executed, plan):
     wider = plan([42, 43])
     assert not wider.is_complete()
     experiment = execute(wider)
-    assert executed == ["run_0_seed_42", "run_1_seed_43"] and list(experiment.finals()) == [42, 43]
+    assert names(executed) == ["run_0_seed_42", "run_1_seed_43"] and list(experiment.finals()) == [42, 43]
     assert before.items() <= files(wider.folder / "runs").items()
     assert not plan([42]).is_complete(), "the summary of one seed does not stand for results of two"
     summarise(experiment)
@@ -146,7 +134,7 @@ def test_a_failed_run_is_tried_again_and_both_attempts_are_told(executed, plan, 
     counts = {key: summary["statistics"][key] for key in ("n_runs", "successful_runs", "failed_runs")}
     assert counts == {"n_runs": 2, "successful_runs": 1, "failed_runs": 1}
     assert summary["statistics"]["val_loss"]["mean"] == experiment.finals()[42]
-    assert summarise(execute(asked))["status"] == "complete" and executed == ["run_0_seed_42", "run_1_seed_43"]
+    assert summarise(execute(asked))["status"] == "complete" and names(executed) == ["run_0_seed_42", "run_1_seed_43"]
     told = [
         (r["seed"], r["attempt"], r["status"], r.get("error"))
         for r in records.read_jsonl(asked.folder / "results.jsonl")
@@ -174,7 +162,7 @@ def test_an_interrupted_run_counts_as_failed_and_is_run_anew(executed, plan, mon
         patch.setattr(experiment_module, "launch", interrupted)
         execute(asked)
     experiment = execute(asked)
-    assert executed == ["run_0_seed_42", "run_1_seed_43"] and experiment.count("finished") == 2
+    assert names(executed) == ["run_0_seed_42", "run_1_seed_43"] and experiment.count("finished") == 2
     told = {(r["seed"], r["attempt"]): r for r in records.read_jsonl(asked.folder / "results.jsonl")}
     assert set(told) == {(42, 1), (43, 1), (43, 2)}
     assert told[43, 1]["status"] == "failed" and told[43, 1]["error"].startswith("interrupted")

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from gptlib.config import ConfigError, diff, load_config, require_only
-from gptlib.study.experiment import plan_experiment
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, load_ablation, load_study
+from gptlib.study.plan import plan_experiment
 
 ABLATION = {
     "variant": "no_qk_norm",
@@ -67,7 +67,7 @@ def test_an_ablation_changes_what_it_says(ablation):
         ({"hypotesis": "x"}, "unknown key 'hypotesis'; did you mean 'hypothesis'?"),
         ({"hypothesis": None}, "key 'hypothesis' is missing"),
         ({"why": "because"}, "at least 10 characters"),
-        ({"match": "time"}, "'steps', 'tokens' or 'nothing'"),
+        ({"match": "tim"}, "'steps', 'tokens', 'params', 'flops', 'time', 'memory' or 'nothing'"),
         ({"analysis": {"alpha": 0.7}}, "analysis.alpha=0.7: Input should be less than 0.5"),
         ({"analysis": {"margin": -0.01}}, "analysis.margin=-0.01"),
         ({"analysis": {"test": "anova"}}, "'paired' or 'welch'"),
@@ -84,7 +84,7 @@ def test_a_bad_ablation_is_refused_in_one_line(ablation, changes, message):
 
 
 def test_every_problem_of_an_ablation_is_said_at_once(ablation):
-    said = refused(load_ablation, ablation(match="time", why="because", hypotesis="x"))
+    said = refused(load_ablation, ablation(match="tim", why="because", hypotesis="x"))
     assert len(said.splitlines()) == 3
 
 
@@ -195,11 +195,11 @@ def test_the_difference_gate_sees_what_a_factor_became():
 
 def test_a_plan_has_what_a_factor_became(outputs, tiny):
     change = {"model.num_layers": "x2/3", "train.steps": "x3/2"}
-    ablation = Ablation.model_validate(ABLATION | {"change": change, "independent_variable": "model.num_layers"})
-    base = tiny({"model.num_layers": 6})
+    asked = ABLATION | {"change": change, "independent_variable": "model.num_layers", "match": "nothing"}
+    ablation, base = Ablation.model_validate(asked), tiny({"model.num_layers": 6})
     plan = plan_experiment(outputs, "study", "full", base, [1], ablation)
     assert plan.difference == {"model.num_layers": (6, 4), "train.steps": (4, 6)}
-    assert (plan.config.model.num_layers, plan.config.train.steps) == (4, 6) and plan.baseline == base
+    assert (plan.config.model.num_layers, plan.config.train.steps) == (4, 6) and plan.baseline().config == base
     written = plan_experiment(outputs, "study", "full", plan.config, [1])
     assert written.fingerprint == plan.fingerprint, "the same numbers, however they were given"
     with pytest.raises(ConfigError, match="has no effect"):

@@ -1,0 +1,106 @@
+"""A study over two sizes with a pair of changes made together: ladder and interaction stand in its report."""
+
+import shutil
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+
+from gptlib import notebook, records
+from gptlib.config import flatten
+from gptlib.report.html import notebook_html
+from gptlib.study import runner
+
+STUDY = {
+    "name": "ladder",
+    "question": "Do effects hold as the model grows, and do they add up?",
+    "ablations": ["gelu", "no_qk_norm"],
+    "interactions": [["gelu", "no_qk_norm"]],
+    "seeds": [42, 43],
+    "notebooks_at_once": 1,  # experiments are executed in this process
+}
+VARIANTS = ("baseline", "gelu", "no_qk_norm", "gelu_x_no_qk_norm")
+
+
+@pytest.fixture
+def study(outputs, overrides, executed, shown, tmp_path, monkeypatch):
+    """Runs the study; experiments by the functions of their notebooks, in this process, the analysis by papermill."""
+    small = {key: value for key, value in overrides.items() if key != "model.num_layers"}
+    for name, layers in (("one", 1), ("two", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"base: smoke\nmodel: {{num_layers: {layers}}}\n")
+    path, papermill, executions = tmp_path / "ladder.yaml", runner._papermill, []
+    bases = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
+    path.write_text(yaml.safe_dump(STUDY | {"base": bases, "overrides": small}))
+
+    def execute(notebook_file, copy, parameters, log, ended):
+        executions.append(copy.stem.removeprefix("."))
+        if notebook_file.stem == "90_analysis":
+            return papermill(notebook_file, copy, parameters, log, ended)
+        shutil.copy(notebook_file, copy)
+        values = records.read_json(parameters)
+        if notebook_file.stem == "10_baseline":
+            notebook.baseline_of(notebook.BaselineParameters(**values))
+        elif notebook_file.stem == "20_ablations":
+            asked = notebook.AblationParameters(**values)
+            notebook.ablation_of(asked, asked.ablation())
+        return 0
+
+    monkeypatch.setattr(runner, "_papermill", execute)
+
+    def run():
+        executions.clear()
+        executed.clear()
+        outcome = runner.run_study(path, outputs)
+        return SimpleNamespace(outcome=outcome, executions=[*executions], runs=[*executed])
+
+    return run
+
+
+def cell(copy, word):
+    """The outputs of the first cell with `word` in it: tables and text as HTML, and how many pictures."""
+    (found,) = [c for c in nbformat.read(copy, as_version=4).cells if c.cell_type == "code" and word in c.source]
+    shown = [output.get("data", {}) for output in found.outputs]
+    return "".join(data.get("text/html", "") for data in shown), sum("image/png" in data for data in shown)
+
+
+def test_sizes_and_pairs_are_reported_once_and_for_all(study, outputs):
+    first = study()
+    assert first.outcome.failures == []
+    named = ["data", "data-two", "baseline", "two.baseline"]
+    named += [f"{size}{variant}" for size in ("", "two.") for variant in VARIANTS[1:]] + ["analysis"]
+    assert first.executions == named and len(first.runs) == 2 * 2 * len(VARIANTS)
+    for stage in ("full", "full-two"):
+        summaries = {v: records.read_json(outputs / "ladder" / stage / v / "summary.json") for v in VARIANTS}
+        changed = {v: {key: new for key, (_, new) in s["difference"].items()} for v, s in summaries.items()}
+        assert changed == {
+            "baseline": {},
+            "gelu": {"model.activation": "gelu"},
+            "no_qk_norm": {"model.qk_norm": False},
+            "gelu_x_no_qk_norm": {"model.activation": "gelu", "model.qk_norm": False},
+        }
+        layers = flatten(records.read_json(outputs / "ladder" / stage / "gelu" / "config.json"))[
+            "config.model.num_layers"
+        ]
+        assert layers == (1 if stage == "full" else 2)
+
+    analysis = outputs / "ladder" / "analysis.ipynb"
+    table, pictures = cell(analysis, "across_sizes")
+    assert pictures == 1 and all(word in table for word in ("one", "two", "3,096", "6,168", "gelu", "no_qk_norm"))
+    losses = {
+        variant: [
+            records.read_json(run)["final_val_loss"]
+            for run in sorted((outputs / "ladder" / "full" / variant / "runs").glob("*/result.json"))
+        ]
+        for variant in VARIANTS
+    }
+    a, b, c, d = (sum(losses[variant]) / 2 for variant in VARIANTS)
+    table, pictures = cell(analysis, "interaction_of")
+    assert pictures == 1 and "gelu x no_qk_norm" in table and f"{d - b - c + a:+.4f}" in table
+    notebook_html(analysis, outputs / "report.html")
+    page = (outputs / "report.html").read_text()
+    assert "6,168" in page and "gelu x no_qk_norm" in page and "missing:" not in page
+
+    again = study()
+    assert (again.executions, again.runs, again.outcome.failures) == ([], [], [])
+    assert again.outcome.notebooks == first.outcome.notebooks and len(again.outcome.notebooks) == len(named)
