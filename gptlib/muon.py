@@ -111,8 +111,8 @@ class Muon(torch.optim.Optimizer):
 
     * cautious: a weight decays only where the update has its sign (Chen et al. 2025, arXiv 2510.12402, and
       modded-nanogpt).
-    * normuon: the rows of a tall or square update, or the columns of a wide one, are divided by the root of the running mean
-      (`beta2`, from 0, uncorrected) of their mean square, at an unchanged Frobenius norm (Li et al. 2025, arXiv
+    * normuon: the rows of a tall or square update, or the columns of a wide one, are divided by the root of the running
+      mean (`beta2`, from 0, uncorrected) of their mean square, at an unchanged Frobenius norm (Li et al. 2025, arXiv
       2510.05491, in the form of modded-nanogpt).
 
     State, alike on all of `world` ranks: `momentum_buffer` (as the parameter), with NorMuon `row_squares`,
