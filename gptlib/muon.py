@@ -28,6 +28,9 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 
+# A holds squares of singular values: what rounding adds to the smallest must not grow to one. fp32 only, so many times.
+GRAM_ITERATIONS = 5
+
 
 def newton_schulz(g: Tensor, iterations: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Near-orthogonal factor of each matrix of g (n, rows, cols), by Jordan's fixed quintic.
@@ -65,10 +68,31 @@ def _iterate(g: Tensor, triples: Iterable[Triple], safety: float, eps: float, dt
     if tall:  # the Gram matrix is the smaller one
         x = x.mT.contiguous()
     x = x / (safety * torch.linalg.matrix_norm(x, keepdim=True) + eps)
-    for a, b, c in triples:
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    triples = list(triples)
+    wide = 2 * x.shape[1] <= x.shape[2]
+    if wide and x.dtype == torch.float32 and len(triples) <= GRAM_ITERATIONS:
+        x = _by_gram(x, triples)
+    else:
+        for a, b, c in triples:
+            gram = torch.bmm(x, x.mT)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(g.dtype)
+
+
+def _by_gram(x: Tensor, triples: list[Triple]) -> Tensor:
+    """The same iterations on the small square A alone: X_k = Q_k X_0 with Q_k = P_k ... P_1, P = a + b A + c A^2.
+
+    All of it is polynomials of A, so they commute: A <- P A P. For n iterations of matrices r times as long as short
+    2 r + 4 n - 3 products of small squares instead of n (2 r + 1): 25 for 45 where r = 4.
+    """
+    gram, q = torch.bmm(x, x.mT), x
+    for number, (a, b, c) in enumerate(triples):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        q = torch.bmm(p, q) if number else p
+        if number < len(triples) - 1:
+            gram = torch.bmm(torch.bmm(p, gram), p)
+    return torch.bmm(q, x)
 
 
 Orthogonalize = Callable[[Tensor, int, torch.dtype | None], Tensor]

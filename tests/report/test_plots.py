@@ -11,9 +11,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gptlib.fields import RunConfig
+from gptlib.matching import Match
 from gptlib.report import plots
 from gptlib.schedules import lr_multiplier
 from gptlib.stats.compare import Comparison, two_sample
+from gptlib.study.arms import Arms, GridPoint
 
 
 def curves(variants: dict[str, float], seeds: tuple[int, ...] = (1, 2, 3), first: float = 6.2) -> pd.DataFrame:
@@ -146,9 +148,187 @@ def test_seed_lines_join_the_runs_of_one_seed() -> None:
     assert ticks == ["baseline", "gelu\n(1 without a loss)"]
 
 
+# --- schedules --------------------------------------------------------------------------------------------------
+
+
+def lines_of(figure: Figure) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    lines = figure.axes[0].get_lines()
+    return {str(line.get_label()): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in lines}
+
+
+def described(figure: Figure) -> None:
+    """Title, and both axes with their names; the ends of an interaction are named in words."""
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert axes.get_title("left") and axes.get_ylabel() and (axes.get_xlabel() or ticks[0].startswith("without "))
+
+
+RATES, DECAY, MOMENTUM = "learning rates / their peaks", "weight decay / its peak", "Muon's momentum"
+
+
 def test_schedule_is_the_multiplier_of_the_run() -> None:
     config = RunConfig()
-    (line,) = plots.schedule(config).axes[0].get_lines()
-    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    figure = plots.schedule(config)
+    x, y = lines_of(figure)[RATES]
+    described(figure)
     assert x[-1] == config.train.steps
     assert y[::100] == pytest.approx([lr_multiplier(config.schedule, p) for p in (0, 0.25, 0.5, 0.75, 1)])
+
+
+def test_schedule_draws_decay_and_momentum_where_there_are_any(tiny: Any) -> None:
+    changes = {
+        "schedule.cooldown": 0.5,
+        "schedule.weight_decay": "linear",
+        "schedule.momentum.warmup": 0.5,
+        "optim.muon.weight_decay": 0.1,
+    }
+    drawn = lines_of(plots.schedule(tiny(changes)))
+    assert set(drawn) == {RATES, DECAY, MOMENTUM}
+    assert drawn[DECAY][1][::100] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert drawn[MOMENTUM][1][::100] == pytest.approx([0.85, 0.9, 0.95, 0.95, 0.95])
+    assert drawn[RATES][1][::100] == pytest.approx([1, 1, 1, 0.5, 0])
+    assert set(lines_of(plots.schedule(tiny()))) == {RATES, MOMENTUM}
+    adamw = {"optim.matrices": "adamw", "optim.muon.weight_decay": 0.1}
+    assert set(lines_of(plots.schedule(tiny(adamw)))) == {RATES}, "what Muon would do is of no interest"
+    assert set(lines_of(plots.schedule(tiny(adamw | {"optim.adamw.weight_decay": 0.1})))) == {RATES, DECAY}
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(tiny: Any) -> Any:
+    """Both arms with grids of given losses: {arm: [(values, loss), ...]}."""
+    config = tiny()
+
+    def make(grids: dict[str, list[tuple[dict[str, Any], float | None]]]) -> Arms:
+        points = [GridPoint(arm, arm, values, config, loss) for arm in grids for values, loss in grids[arm]]
+        return Arms(config, config, Match("steps", (), config, {}, {}), tuple(points))
+
+    return make
+
+
+MUON, ADAMW = "optim.muon.lr", "optim.adamw.matrix_lr"
+GRIDS: dict[str, list[tuple[dict[str, Any], float | None]]] = {
+    "baseline": [({MUON: 0.04}, 3.1), ({MUON: 0.02}, 3.0), ({MUON: 0.01}, 3.2)],
+    "variant": [({ADAMW: 0.003}, 3.3), ({ADAMW: 0.006}, 3.25), ({ADAMW: 0.012}, math.inf)],
+}
+
+
+def marks(figure: Figure, marker: str) -> dict[str, list[tuple[float, float]]]:
+    """Points of a marker by colour."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in figure.axes[0].get_lines():
+        if line.get_marker() == marker:
+            points = zip(np.atleast_1d(line.get_xdata()), np.atleast_1d(line.get_ydata()), strict=True)
+            found.setdefault(to_hex(line.get_color()), []).extend((float(x), float(y)) for x, y in points)
+    return found
+
+
+def test_tuning_shows_every_loss_the_best_and_what_diverged(tuned: Any) -> None:
+    figure = plots.tuning(tuned(GRIDS))
+    described(figure)
+    baseline, variant = to_hex(plots.INK), to_hex(plots.PALETTE[0])
+    losses, best, lost = (marks(figure, marker) for marker in ("o", "s", "x"))
+    assert losses == {baseline: [(0.01, 3.2), (0.02, 3.0), (0.04, 3.1)], variant: [(0.003, 3.3), (0.006, 3.25)]}
+    assert best == {baseline: [(0.02, 3.0)], variant: [(0.006, 3.25)]}
+    assert [x for x, _ in lost[variant]] == [0.012] and set(lost) == {variant}
+    said = texts(figure)
+    assert f"baseline: {MUON}" in said and f"variant: {ADAMW}" in said and "diverged" in said
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_an_arm_keeps_its_colour_where_the_other_has_no_grid(tuned: Any) -> None:
+    figure = plots.tuning(tuned({"variant": GRIDS["variant"]}))
+    assert set(marks(figure, "o")) == {to_hex(plots.PALETTE[0])}
+
+
+def test_of_a_second_tuned_key_the_best_value_is_drawn(tuned: Any) -> None:
+    decay = "optim.muon.weight_decay"
+    grid = [({MUON: lr, decay: wd}, 3 + lr + wd) for lr in (0.01, 0.02) for wd in (0.0, 0.1)]
+    figure = plots.tuning(tuned({"baseline": grid, "variant": grid}))
+    best = marks(figure, "s")[to_hex(plots.INK)]
+    assert best == [(0.01, 3.01)] and set(best) <= set(marks(figure, "o")[to_hex(plots.INK)])
+
+
+def test_the_values_of_a_tuning_can_be_read(tuned: Any) -> None:
+    grid: list[tuple[dict[str, Any], float | None]] = [({MUON: lr}, 3.0) for lr in (0.01, 0.02, 0.04, 0.08)]
+    figure = plots.tuning(tuned({"baseline": grid, "variant": [({ADAMW: lr / 7}, 3.0) for lr in (0.01, 0.04, 0.08)]}))
+    figure.draw_without_rendering()
+    ticks = [t for w in (True, False) for t in figure.axes[0].get_xticklabels(minor=w) if t.get_text()]
+    boxes = [t.get_window_extent() for t in ticks if t.get_window_extent().width]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_words_can_be_tuned_too_and_what_is_not_done_yet_is_left_out(tuned: Any) -> None:
+    kinds = [({"schedule.kind": "linear"}, 3.0), ({"schedule.kind": "cosine"}, None)]
+    figure = plots.tuning(tuned({"baseline": kinds, "variant": kinds}))
+    described(figure)
+    assert figure.axes[0].get_xscale() == "linear"
+
+
+# --- sizes and interactions -------------------------------------------------------------------------------------
+
+
+def sizes(**more: Any) -> pd.DataFrame:
+    rows = [
+        {"parameters": n, "variant": v, "difference": d, "low": d - 0.02, "high": d + 0.02, "verdict": "worse"}
+        for n, shift in ((200_000, 0.0), (800_000, 0.1))
+        for v, d in (("gelu", 0.1 + shift), ("no_rope", 0.3 + shift))
+    ]
+    rows[3] |= more
+    return pd.DataFrame(rows)
+
+
+def test_effects_by_size_have_their_intervals_at_their_size() -> None:
+    figure = plots.effects_by_size(sizes())
+    described(figure)
+    (axes,) = figure.axes
+    lines, bars, _ = zip(*(container.lines for container in axes.containers), strict=True)  # type: ignore[attr-defined]
+    assert [list(line.get_ydata()) for line in lines] == [pytest.approx([0.1, 0.2]), pytest.approx([0.3, 0.4])]
+    assert list(lines[0].get_xdata()) == pytest.approx([200_000, 800_000], rel=0.05)
+    assert all(a < b for a, b in zip(lines[0].get_xdata(), lines[1].get_xdata(), strict=True)), "side by side"
+    assert [round(y, 6) for y in bars[0][0].get_ydata()] == [0.08, 0.18]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["200,000", "800,000"]
+    assert "gelu" in texts(figure) and "no_rope" in texts(figure) and "below zero is better" in texts(figure)
+
+
+def test_effects_without_an_interval_are_points() -> None:
+    figure = plots.effects_by_size(sizes().assign(low=None, high=None))
+    described(figure)
+    assert list(figure.axes[0].containers[0].lines[0].get_ydata()) == pytest.approx([0.1, 0.2])  # type: ignore[attr-defined]
+
+
+def test_a_variant_that_diverged_at_a_size_is_not_left_out() -> None:
+    figure = plots.effects_by_size(sizes(difference=None, low=None, high=None))
+    described(figure)
+    drawn = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
+    assert [list(np.atleast_1d(line.get_xdata())) for line in drawn] == [[pytest.approx(800_000, rel=0.05)]]
+    assert "diverged" in texts(figure)
+
+
+def test_an_interaction_has_a_line_with_and_a_line_without() -> None:
+    losses = [{1: 3.0, 2: 3.2}, {1: 3.1, 2: 3.3}, {1: 2.9, 2: 3.1}, {2: 3.6, 1: 3.4, 3: 9.0}]
+    figure = plots.interaction(("gelu", "no_rope"), losses)
+    described(figure)
+    means = {str(line.get_label()): line for line in figure.axes[0].get_lines() if line.get_linewidth() > 2}
+    assert list(means["without no_rope"].get_ydata()) == pytest.approx([3.1, 3.2])
+    assert list(means["with no_rope"].get_ydata()) == pytest.approx([3.0, 3.5])
+    thin = [list(line.get_ydata()) for line in figure.axes[0].get_lines() if line.get_linewidth() < 1]
+    assert thin == [[3.0, 3.1], [3.2, 3.3], [2.9, 3.4], [3.1, 3.6]]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["without gelu", "with gelu"]
+
+
+def test_no_text_of_an_interaction_leaves_the_figure() -> None:
+    losses = [{1: 3.0, 2: 3.2}] * 4
+    figure = plots.interaction(("no_value_embeds", "learned_positions"), losses)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in (*figure.legends[0].get_texts(), figure.axes[0]._left_title)]  # type: ignore[attr-defined]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_an_interaction_of_which_a_cell_is_missing_says_so() -> None:
+    figure = plots.interaction(("gelu", "no_rope"), [{1: 3.0}, {1: 3.1}, {1: 2.9}, {}])
+    described(figure)
+    assert "with no_rope" in texts(figure), "a line that cannot be drawn has its name"

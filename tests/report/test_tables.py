@@ -2,12 +2,33 @@
 
 import math
 
+import pandas as pd
 import pytest
 
-from gptlib.report.tables import comparison_table, matched_table, number, summary_table
+from gptlib.fields import RunConfig
+from gptlib.report.tables import (
+    accounting_table,
+    comparison_table,
+    cost_table,
+    matched_table,
+    number,
+    parts_table,
+    sizes_table,
+    summary_table,
+    tuning_table,
+)
 from gptlib.stats.compare import two_sample
+from gptlib.study.arms import GridPoint
 
-ACCOUNTING = {"total": 1_000_000, "non_embedding": 800_000, "flops_per_token": 6e6, "tokens": 200_000, "steps": 100}
+ACCOUNTING = {
+    "total": 1_000_000,
+    "non_embedding": 800_000,
+    "flops_per_token": 6e6,
+    "total_flops": 1.2e12,
+    "tokens": 200_000,
+    "steps": 100,
+    "tensor_mib": 40.0,
+}
 
 
 def test_comparison_table_shows_difference_and_half_interval() -> None:
@@ -30,14 +51,19 @@ def test_what_cannot_be_computed_is_a_dash() -> None:
         ("total", 1.004, "parameters", "matched"),
         ("total", 1.006, "parameters", "free"),
         ("flops_per_token", 0.991, "FLOPs/token", "matched"),
-        ("flops_per_token", 1.02, "total FLOPs", "free"),
+        ("flops_per_token", 1.02, "FLOPs/token", "free"),
+        ("total_flops", 1.02, "total FLOPs", "free"),
         ("tokens", 1.00001, "tokens", "free"),
-        ("time_seconds", 0.985, "time (s)", "matched"),
-        ("time_seconds", 1.5, "time (s)", "free"),
+        ("time_seconds", 0.985, "time as run (s)", "matched"),
+        ("time_seconds", 1.5, "time as run (s)", "free"),
+        ("trial_seconds", 1.015, "time alone on the machine (s)", "matched"),
+        ("trial_seconds", 1.03, "time alone on the machine (s)", "free"),
+        ("tensor_mib", 0.96, "tensor memory (MiB)", "matched"),
+        ("tensor_mib", 0.94, "tensor memory (MiB)", "free"),
     ],
 )
 def test_matched_within_tolerance(key: str, factor: float, row: str, fit: str) -> None:
-    baseline = ACCOUNTING | {"time_seconds": 20.0}
+    baseline = ACCOUNTING | {"time_seconds": 20.0, "trial_seconds": 10.0}
     table = matched_table(baseline, baseline | {key: baseline[key] * factor})
     assert table.loc[row, "fit"] == fit
     assert table.loc[row, "ratio"] == f"{factor:.4f}"
@@ -45,10 +71,78 @@ def test_matched_within_tolerance(key: str, factor: float, row: str, fit: str) -
     assert table.loc["total FLOPs", "baseline"] == "1.2e+12"
 
 
+def test_what_explains_a_verdict_otherwise_is_marked_and_what_only_differs_is_free() -> None:
+    baseline = ACCOUNTING | {"time_seconds": 20.0}
+    variant = {key: 1.5 * value for key, value in baseline.items()} | {"steps": 100}
+    table = matched_table(baseline, variant, {"parameters": 1.5, "FLOPs": 1.5, "memory": 1.5})
+    fit = dict(zip(table.index, table["fit"], strict=True))
+    assert fit.pop("steps") == "matched"
+    confounded = {name for name, word in fit.items() if word == "confounded"}
+    assert confounded == {"parameters", "FLOPs/token", "total FLOPs", "tensor memory (MiB)"}
+    assert {word for name, word in fit.items() if name not in confounded} == {"free"}
+    assert "confounded" not in set(matched_table(baseline, baseline, {"parameters": 1.5})["fit"]), "equal is matched"
+
+
 def test_unknown_quantities_are_neither_matched_nor_free() -> None:
     table = matched_table(ACCOUNTING, {"total": 1_000_000})
-    assert table.loc["parameters", "fit"] == "matched"
-    assert list(table.loc["time (s)"]) == list(table.loc["total FLOPs", ["ratio"]]) * 4 == ["–"] * 4
+    assert table.loc["parameters", "fit"] == "matched" and table.loc["steps", "baseline"] == "100"
+    assert list(table.loc["steps", ["variant", "ratio", "fit"]]) == ["–"] * 3
+    assert "time as run (s)" not in table.index, "what neither has is left out"
+
+
+def test_accounting_table_has_what_is_known() -> None:
+    table = accounting_table(ACCOUNTING)
+    assert table.loc["tokens", "of one run"] == "200,000" and table.loc["total FLOPs", "of one run"] == "1.2e+12"
+    assert len(table) == len(ACCOUNTING)
+
+
+def test_parts_add_up() -> None:
+    table = parts_table({"token embedding": 30_000, "attention": 10_000})
+    assert list(table.index) == ["token embedding", "attention", "total"]
+    assert list(table["parameters"]) == ["30,000", "10,000", "40,000"]
+    assert list(table["share"]) == ["75.0%", "25.0%", "100.0%"]
+
+
+def test_cost_table_has_a_column_for_what_any_experiment_knows() -> None:
+    measured = {"mfu": 0.234, "time_seconds": 12.34, "resident_peak_mib": 1234.5}
+    table = cost_table({"baseline": ACCOUNTING, "gelu": ACCOUNTING | measured})
+    assert list(table.index) == ["baseline", "gelu"]
+    assert list(table["MFU"]) == ["–", "23%"] and list(table["time as run (s)"]) == ["–", "12.3"]
+    assert table.loc["gelu", "resident set, peak (MiB)"] == "1,234" and "GPU memory, peak (MiB)" not in table
+
+
+def test_tuning_table_marks_the_best_of_each_arm_and_what_diverged() -> None:
+    losses = {"baseline": {0.01: 3.2, 0.02: 3.1}, "variant": {0.01: math.inf, 0.02: 3.4, 0.04: None}}
+    grid = [
+        GridPoint(arm, "", {"optim.muon.lr": lr, "optim.muon.weight_decay": 0.1}, RunConfig(), loss)
+        for arm, points in losses.items()
+        for lr, loss in points.items()
+    ]
+    table = tuning_table(grid)
+    assert list(table.index) == ["baseline"] * 2 + ["variant"] * 3
+    assert table["values"].iloc[0] == "optim.muon.lr = 0.01, optim.muon.weight_decay = 0.1"
+    assert list(table["val loss (nats/token)"]) == ["3.2000", "3.1000", "diverged", "3.4000", "–"]
+    assert list(table[""]) == ["", "best", "", "best", ""]
+
+
+@pytest.mark.parametrize("value", ["cosine", True, [0.9, 0.95], 3])
+def test_whatever_can_be_tuned_can_be_shown(value: object) -> None:
+    table = tuning_table([GridPoint("baseline", "", {"schedule.kind": value}, RunConfig(), 3.0)])
+    assert table["values"].iloc[0] == f"schedule.kind = {value}"
+
+
+def test_sizes_table_has_a_row_for_every_base_and_a_column_for_every_variant() -> None:
+    rows = [
+        {"base": base, "parameters": n, "variant": v, "difference": d, "low": d - 0.01, "high": d + 0.01, "verdict": w}
+        for base, n in (("small", 200_000), ("large", 3_000_000))
+        for v, d, w in (("gelu", 0.1, "worse"), ("no_rope", -0.1, "better"))
+    ]
+    rows[3] |= {"difference": None, "low": None, "high": None, "verdict": "worse"}
+    table = sizes_table(pd.DataFrame(rows))
+    assert list(table.index) == ["small", "large"]
+    assert list(table["non-embedding parameters"]) == ["200,000", "3,000,000"]
+    assert list(table["gelu"]) == ["+0.1000 ± 0.0100 worse"] * 2
+    assert list(table["no_rope"]) == ["-0.1000 ± 0.0100 better", "– worse"]
 
 
 def test_summary_table_counts_lost_runs_and_tolerates_nulls() -> None:

@@ -10,7 +10,7 @@ from scipy import special, stats
 from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_ind, ttost_paired
 
-from gptlib.stats.compare import holm, mean_interval, minimum_detectable_effect, two_sample
+from gptlib.stats.compare import contrast, holm, mean_interval, minimum_detectable_effect, two_sample
 
 BASELINE = [2.310, 2.322, 2.305, 2.318, 2.311]
 
@@ -92,6 +92,30 @@ def test_paired_is_the_one_sample_test_of_the_differences() -> None:
     unpaired = a.var(ddof=1) + b.var(ddof=1)
     paired = unpaired - 2 * correlation * a.std(ddof=1) * b.std(ddof=1)
     assert got.variance_reduction == pytest.approx(unpaired / paired, rel=1e-9)
+
+
+def test_a_contrast_is_the_one_sample_test_of_each_seeds_own() -> None:
+    cells = [dict(enumerate(row)) for row in draws(6, 4, 7)]
+    cells[1] = dict(reversed(cells[1].items()))  # the order of seeds does not matter
+    cells[3] = {seed: loss + 0.02 for seed, loss in cells[3].items() if seed != 2} | {99: 5.0}
+    common = [0, 1, 3, 4, 5, 6]
+    own = [cells[3][s] - cells[2][s] - cells[1][s] + cells[0][s] for s in common]
+    got, want = contrast(cells, alpha=0.1, margin=0.05), stats.ttest_1samp(own, 0)
+    assert got.difference == pytest.approx(np.mean(own)) and got.p_value == pytest.approx(want.pvalue, rel=1e-9)
+    assert (got.low, got.high) == pytest.approx(tuple(want.confidence_interval(0.9)), rel=1e-9)
+    sides = stats.ttest_1samp(own, -0.05, alternative="greater"), stats.ttest_1samp(own, 0.05, alternative="less")
+    assert got.p_equivalence == pytest.approx(max(side.pvalue for side in sides), rel=1e-9)
+    assert (got.n_baseline, got.n_variant, got.percent) == (6, 6, None)
+
+
+def test_a_contrast_says_which_way_two_changes_miss_their_sum() -> None:
+    noise = ((0.0, 0.0), (1e-3, 2e-3), (2e-3, -1e-3), (-1e-3, 1e-3))
+    worth = [{s: 2.0 + n[0] + shift + n[1] * (shift > 0) for s, n in enumerate(noise)} for shift in (0, 0.1, 0.2)]
+    for both, verdict in ((0.2, "better"), (0.3, "undecided"), (0.4, "worse")):
+        cells = [*worth, {s: 2.0 + n[0] + both + 0.5 * n[1] for s, n in enumerate(noise)}]
+        assert contrast(cells).verdict == verdict
+    assert contrast([{1: 2.0}, {1: 2.1}, {2: 2.1}, {1: 2.1}]).verdict == "undecided"
+    assert "there are 0 and 0" in contrast([{}, {}, {}, {}]).reason
 
 
 @pytest.mark.parametrize("test", ["welch", "paired"])
