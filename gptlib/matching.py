@@ -4,6 +4,7 @@ What is not matched stays free, and says so: `confounders` names what could expl
 schedule are fractions of the run, so a run of other length keeps its shape. Formulas: gptlib/accounting.py.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def match(
         changes = _turned(variant, knob, quantity, target, by, multiple)
         turned = with_changes(variant, changes)
     if by != "nothing":
-        _check(by, knob, quantity(turned), target, turned, baseline)
+        _check(by, knob, quantity(turned), target, turned, baseline, turn)
     knobs = tuple(key for key in dict.fromkeys((knob, FINISH)) if key and _value(turned, key) != _value(variant, key))
     costs = (planned_costs(c, vocab_size, t) for c, t in zip((baseline, turned), seconds, strict=True))
     return Match(by, knobs, turned, *costs)
@@ -104,6 +105,8 @@ def usual_knob(by: str, config: RunConfig) -> Knob:
 
 
 def _target(baseline: RunConfig, by: str, quantity: Callable[[RunConfig], float], seconds: float | None) -> float:
+    if by == "nothing":
+        return 0.0
     return baseline.train.steps * (seconds or 0.0) if by == "time" else quantity(baseline)
 
 
@@ -114,11 +117,11 @@ def _turned(
     if knob == FINISH:
         return {FINISH: _hidden_width(variant, quantity, target, TOLERANCE[by], multiple)}
     step = _step(variant, knob)
-    value = _nearest(lambda x: quantity(with_changes(variant, {knob: x})), target, step, below=by == "memory")
+    value = nearest(lambda x: quantity(with_changes(variant, {knob: x})), target, step, below=by == "memory")
     changes: dict[str, Any] = {knob: value}
-    nearest = with_changes(variant, changes)
-    if knob.startswith("model.") and abs(quantity(nearest) / target - 1) > TOLERANCE[by]:
-        changes[FINISH] = _hidden_width(nearest, quantity, target, TOLERANCE[by], multiple)
+    turned = with_changes(variant, changes)
+    if knob.startswith("model.") and abs(quantity(turned) / target - 1) > TOLERANCE[by]:
+        changes[FINISH] = _hidden_width(turned, quantity, target, TOLERANCE[by], multiple)
     return changes
 
 
@@ -127,23 +130,39 @@ def _hidden_width(
 ) -> int:
     width = 1
     for step in (multiple,) if multiple else MULTIPLES:
-        width = _nearest(lambda x: quantity(with_changes(config, {FINISH: x})), target, step)
+        width = nearest(lambda x: quantity(with_changes(config, {FINISH: x})), target, step)
         if abs(quantity(with_changes(config, {FINISH: width})) / target - 1) <= tolerance:
             break
     return width
 
 
-def _nearest(quantity: Callable[[int], float], target: float, step: int, below: bool = False) -> int:
-    """The multiple of `step` whose quantity, which rises with it, is nearest to the target (`below`: not above it)."""
+def nearest(quantity: Callable[[int], float], target: float, step: int, below: bool = False) -> int:
+    """The multiple of `step` whose quantity, which rises with it, is nearest to the target (`below`: not above it).
+
+    Values that are too small to be legal count as too little; where more of it changes nothing, the search ends.
+    """
+
+    @functools.cache
+    def size(n: int) -> float:
+        try:
+            return quantity(n * step)
+        except ConfigError:
+            return -math.inf
+
     low, high = 1, 2
-    while quantity(high * step) < target:
+    while size(high) < target:
+        if size(high) == size(low) > -math.inf:
+            return low * step
         low, high = high, 2 * high
+        if high > 2**40:
+            quantity(high * step)  # raises: no value of it is legal
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if quantity(middle * step) <= target else (low, middle)
-    if not below and abs(quantity(high * step) - target) < abs(quantity(low * step) - target):
+        low, high = (middle, high) if size(middle) <= target else (low, middle)
+    if size(low) == -math.inf or size(high) <= target:
         return high * step
-    return (high if quantity(high * step) <= target else low) * step
+    closer = abs(size(high) - target) < abs(size(low) - target)
+    return (high if closer and not below else low) * step
 
 
 def _step(config: RunConfig, knob: Knob) -> int:
@@ -158,8 +177,8 @@ def _value(config: RunConfig, key: str) -> Any:
     return getattr(getattr(config, section), leaf)
 
 
-def _check(by: str, knob: str, found: float, target: float, turned: RunConfig, baseline: RunConfig) -> None:
-    if by == "memory" and found > target:
+def _check(by: str, knob: str, found: float, target: float, turned: RunConfig, baseline: RunConfig, turn: bool) -> None:
+    if by == "memory" and turn and found > target:
         raise ConfigError(
             f"match: memory: one row of the variant needs {found / 2**20:,.0f} MiB, the baseline in all "
             f"{target / 2**20:,.0f}; give the baseline a larger train.batch_rows"
@@ -169,7 +188,10 @@ def _check(by: str, knob: str, found: float, target: float, turned: RunConfig, b
         return
     reached = f"match: {by}: the variant is {100 * off:+.2f} % off, {100 * TOLERANCE[by]:g} % are allowed"
     if not knob:
-        raise ConfigError(f"{reached}: {_value(turned, 'train.steps')} steps against {_value(baseline, 'train.steps')}")
+        raise ConfigError(
+            f"{reached}: {_value(turned, 'train.steps')} steps against "
+            f"{_value(baseline, 'train.steps')}; use match=tokens, or nothing"
+        )
     others = [other for other in KNOBS[by] if other != knob]
     finer = "a longer run" if knob == "train.steps" else "a larger batch" if by == "memory" else "a larger model"
     remedy = f"free {' or '.join(others)}, or take {finer}" if others else f"take {finer}"

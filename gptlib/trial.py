@@ -54,15 +54,16 @@ class Arm:
         late = schedule.depth.start < 1 or schedule.windows.start < 1
         return late or bool(schedule.curriculum.latest or schedule.batch.latest)
 
-    def step(self, number: int) -> None:
-        """One training step as that of `number`; the first rates of a warmup are as dear as any others."""
+    def step(self, number: int) -> bool:
+        """One training step as that of `number`, whose rates do not matter to its time; whether its passes fitted."""
         self.model.layers_on = self.pace.layers(number, training=True)
         self.model.window_share = self.pace.window_share(number)
         micro_rows = self.config.hardware.micro_rows or self.config.train.batch_rows // self.place.world
         micro_tokens = self.config.model.seq_len * micro_rows
-        accumulate_gradients(self.compute, self.batches[number], micro_tokens, self.place)
+        _, fitted = accumulate_gradients(self.compute, self.batches[number], micro_tokens, self.place)
         clip_gradients(self.model, self.config.optim.grad_clip)
         update(self.optimizers, self.pace.rates(number))
+        return fitted == micro_tokens
 
     def seconds(self, number: int, times: int) -> float:
         """Of one step, mean of `times`.
@@ -119,7 +120,8 @@ def step_bytes(config: RunConfig, dataset: Dataset, place: Place) -> float | Non
     try:
         arm = Arm(config, dataset, place)
         for _ in range(2):  # the first one makes the optimizer's state
-            arm.step(arm.steps[-1])
+            if not arm.step(arm.steps[-1]):
+                return None
     except torch.OutOfMemoryError:
         return None
     if place.device.type == "cuda":

@@ -6,6 +6,7 @@ in outputs/trials/, the runs of a tuning in outputs/<study>/<stage>-tuning/.
 
 import contextlib
 import itertools
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from gptlib import records
 from gptlib.config import ConfigError, diff, fingerprint, flatten, require_only, with_changes
 from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig
-from gptlib.launch import Slots, bound_module, slot_names
-from gptlib.matching import TOLERANCE, Match, match, usual_knob
+from gptlib.launch import KEEP_MEMORY, Slots, bound_module, slot_names
+from gptlib.matching import TOLERANCE, Match, match, nearest, usual_knob
 from gptlib.study.hypothesis import Ablation, with_factors
 
 Say = Callable[[str], None]
@@ -60,6 +61,9 @@ class Arms:
         sizes = {arm: len(self.points(arm)) for arm in ("baseline", "variant")}
         if sizes["baseline"] != sizes["variant"]:
             return f"tuned unequally: {sizes['baseline']} points for the baseline, {sizes['variant']} for the variant"
+        lost = [arm for arm in sizes if best_point(self.points(arm)) is None and not self.pending]
+        if lost:
+            return f"not tuned: every point of the {' and the '.join(lost)} diverged"
         edges = [arm for arm in sizes if self._at_the_edge(arm)]
         edge = f"; the best of the {' and the '.join(edges)} lies at the edge of the grid" if edges else ""
         return f"tuned alike on {sizes['variant']} points each{edge}"
@@ -94,8 +98,10 @@ def arms(ablation: Ablation, base: RunConfig, dataset: Path, outputs: Path, devi
     if ablation.memory_mib:
         variant, turn = trial.largest_batch(variant, knob, ablation.memory_mib), False
     matched = match(
-        variant, baseline, ablation.match, ablation.free, vocab_size=vocab, step_seconds=times, memory=memory, turn=turn
+        variant, baseline, ablation.match, knob, vocab_size=vocab, step_seconds=times, memory=memory, turn=turn
     )
+    if overruled := sorted(set(matched.knobs) & set(ablation.change)):
+        raise ConfigError(f"match: {ablation.match} would turn {', '.join(overruled)}, which is declared; free another")
     knobs = {*matched.knobs, knob} if ablation.memory_mib else {*matched.knobs}
     require_only(baseline, matched.config, {*ablation.change, *(knobs & set(diff(baseline, matched.config)))})
     grid = tuple(_grid(ablation, baseline, matched.config, base, loss))
@@ -120,8 +126,14 @@ def _grid(
             point = with_factors(config, dict(zip(keys, values, strict=True)))
             flat = flatten(point.model_dump(mode="json"))
             set_to = {key: flat[key] for key in keys}
-            label = ".".join([name, *(f"{key.rpartition('.')[2]}-{value}" for key, value in set_to.items())])
+            label = _label(name, set_to)
             yield GridPoint(arm, label, set_to, point, loss(label, point))
+
+
+def _label(name: str, values: dict[str, Any]) -> str:
+    """The name of a point, of the arm's and its values; of a fingerprint of these where no folder can be named so."""
+    label = ".".join([name, *(f"{'.'.join(key.split('.')[-2:])}-{value}" for key, value in values.items())])
+    return label if records.NAME.fullmatch(label) else f"{name[:60]}.{fingerprint(values)}"
 
 
 def idle(key: str, config: RunConfig) -> bool:
@@ -154,19 +166,12 @@ class Trial:
     def largest_batch(self, config: RunConfig, knob: str, mib: float) -> RunConfig:
         """`config` with the largest batch, or rows per pass, that fits into `mib`. Raises ConfigError."""
         ranks = config.hardware.ranks if knob == "train.batch_rows" else 1
-        low, high = 0, 1
-
-        def fits(n: int) -> bool:
-            return self.bytes(with_changes(config, {knob: n * ranks})) <= mib * 2**20
-
-        while fits(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        if not low:
+        budget = mib * 2**20
+        rows = nearest(lambda n: self.bytes(with_changes(config, {knob: n})), budget, ranks, below=True)
+        largest = with_changes(config, {knob: rows})
+        if self.bytes(largest) > budget:
             raise ConfigError(f"memory_mib={mib:g}: not even one row fits; give more")
-        return with_changes(config, {knob: low * ranks})
+        return largest
 
     def _ask(self, what: str, configs: list[RunConfig]) -> Any:
         identity: list[Any] = [what, self.device, open_dataset(self.dataset).hash, records.numeric_source_hash()]
@@ -188,7 +193,14 @@ class Trial:
             self.say("timing a step of both arms, in turn, with the machine to itself")
         with _machine(self.device):
             command = [*bound_module("gptlib.trial"), str(question)]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | KEEP_MEMORY,
+            )
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigError(f"the {what} trial failed ({said}); its question is {question}")

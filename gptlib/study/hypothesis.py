@@ -178,7 +178,7 @@ class Study(Section):
         unknown = sorted({name for pair in self.interactions for name in pair} - set(self.ablations))
         if unknown:
             raise ValueError(f"interactions: {', '.join(unknown)} is not among the ablations")
-        if not self.bases or len(set(self.bases)) < len(self.bases):
+        if not self.bases or len({Path(base).stem for base in self.bases}) < len(self.bases):
             raise ValueError(f"base={self.base}: give one name, or several, each once")
         return self
 
@@ -218,7 +218,7 @@ def load_study(name: str | Path, overrides: Overrides = ()) -> Study:
     study = validate(Study, values, {key: f"{path.name} line {line}" for key, line in lines.items()})
     study = study.model_copy(update={"overrides": parse_overrides(study.overrides) | parse_overrides(overrides)})
     loaded = {ablation: load_ablation(ablation) for ablation in study.ablations}
-    variants = [ablation.variant for ablation in loaded.values()]
+    variants = [loaded[name].variant for name in study.ablations]
     for a, b in study.interactions:
         combine(loaded[a], loaded[b])
     if len(set(variants)) != len(variants):
