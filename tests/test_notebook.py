@@ -252,7 +252,7 @@ TUNED = {"optim.muon.lr": ["x1/2", "x2"], "optim.adamw.matrix_lr": ["x1/2", "x2"
 def test_both_arms_are_tuned_on_seeds_of_their_own_before_they_meet(asked, executed, shown):
     parameters = asked("adamw", tune=TUNED, tune_seeds=[1], seeds=[42])
     answer = answered(parameters)
-    lrs = {"baseline": ("lr", "optim.muon.lr", 0.04), "adamw": ("matrix_lr", "optim.adamw.matrix_lr", 0.006)}
+    lrs = {"baseline": ("muon.lr", "optim.muon.lr", 0.04), "adamw": ("adamw.matrix_lr", "optim.adamw.matrix_lr", 0.006)}
     losses, best = {}, {}
     for arm, (leaf, key, value) in lrs.items():
         for rate in (value / 2, value * 2):

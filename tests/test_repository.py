@@ -18,7 +18,8 @@ from gptlib.fields import RunConfig
 
 ROOT = Path(__file__).parents[1]
 USE_TORCH = {
-    "checkpoint", "device", "evaluate", "layers", "memory", "model", "muon", "optimizers", "pretrained", "train", "trial",
+    "checkpoint", "device", "evaluate", "layers", "memory", "model", "muon", "optimizers", "pretrained", "train",
+    "trial",
 }  # fmt: skip
 
 
