@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,15 +104,19 @@ class _Run:
         """The step of a base's baseline (None) or of an ablation of it."""
         place = self.outputs, self.study.name, self.study.stage_of(base), self.configs[base], self.study.seeds
 
-        def plan() -> Plan:
-            return plan_experiment(*place, ablation, _say)
-
-        first = plan()
+        first = plan_experiment(*place, ablation, _say)
         declared = ablation.model_dump(mode="json") if ablation else {}
         parameters = self._parameters(base, **self._place(base), **declared)
         notebook = _notebook("10_baseline" if ablation is None else "20_ablations")
         name = first.variant if base == self.study.bases[0] else f"{Path(base).stem}.{first.variant}"
-        return Step(name, notebook, parameters, first.folder / "notebook.ipynb", first, plan)
+        return Step(
+            name,
+            notebook,
+            parameters,
+            first.folder / "notebook.ipynb",
+            first,
+            partial(plan_experiment, *place, ablation),
+        )
 
     def analysis_step(self, steps: dict[str, list[Step]]) -> Step:
         """The report on the first base, with the effects of finished ablations at the others."""
