@@ -37,7 +37,6 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
 # Relative tolerance within which two arms count as equal.
 TOLERANCE = {"steps": 0.0, "tokens": 0.0, "params": 0.005, "flops": 0.01, "time": 0.02, "memory": 0.05}
 MULTIPLES = (64, 32, 16, 8, 4, 2, 1)  # of a hidden width: the widest grid that is fine enough, since GPUs like it
-SHARED_TIME = 0.1  # runs that share a machine: a smaller difference of their times says nothing
 FINISH: Knob = "model.mlp_hidden"  # what a coarse change of the model is finished with
 
 
@@ -198,13 +197,13 @@ def _check(by: str, knob: str, found: float, target: float, turned: RunConfig, b
     raise ConfigError(f"{reached} with {knob}={_value(turned, knob)}, the nearest there is; {remedy}")
 
 
-# What can be an explanation of a verdict: name, key, tolerance. Steps are not: a step has the size one gives it.
+# What can be an explanation of a verdict: name, key, tolerance. Steps are not: a step has the size one gives it. Nor is
+# the time that runs took beside others on one machine, which varies by more than arms do.
 RESOURCES = (
     ("parameters", "total", TOLERANCE["params"]),
     ("FLOPs", "total_flops", TOLERANCE["flops"]),
     ("tokens", "tokens", TOLERANCE["tokens"]),
     ("time", "trial_seconds", TOLERANCE["time"]),
-    ("time", "time_seconds", SHARED_TIME),
     ("memory", "tensor_mib", TOLERANCE["memory"]),
 )
 
@@ -212,15 +211,14 @@ RESOURCES = (
 def confounders(baseline: Mapping[str, Any], variant: Mapping[str, Any], verdict: str) -> dict[str, float]:
     """{resource: ratio} of what could explain the verdict otherwise: more of it in a better arm, less in a worse one.
 
-    Both mappings as Match has them, with `time_seconds` where runs were made. A resource that differs the other way
-    makes the verdict only stronger.
+    Both mappings as Match has them. A resource that differs the other way makes the verdict only stronger.
     """
     sign = {"better": 1, "worse": -1}.get(verdict, 0)
     found: dict[str, float] = {}
     for name, key, tolerance in RESOURCES:
         old, new = baseline.get(key), variant.get(key)
-        if name in found or not old or not new or not math.isfinite(old) or not math.isfinite(new):
+        if not old or not new or not math.isfinite(old) or not math.isfinite(new):
             continue
-        if sign * (new / old - 1) > tolerance and not (key == "time_seconds" and "trial_seconds" in baseline):
+        if sign * (new / old - 1) > tolerance:
             found[name] = new / old
     return found

@@ -4,6 +4,7 @@ All sizes are bytes of storages, each counted once at its full size, however man
 it they show: no part of a storage can be freed. `accounting.memory_estimate` predicts the same without a model.
 """
 
+import contextlib
 from collections.abc import Iterable
 from weakref import WeakSet
 
@@ -73,11 +74,15 @@ def memory_report(
     """
     peaks = place.peak_memory()  # before anything is added to it
     sizes = tensor_memory(model, optimizers)
-    inputs_bt, targets_bt = (place.tensor(side[:rows]) for side in (batch.inputs, batch.targets))
-    with SavedActivations(model) as saved, place.autocast():
-        loss = model(inputs_bt, targets_bt)
-    del loss
-    sizes |= {"gradients": sizes["parameters"], "activations": saved.bytes}
+    sizes["gradients"] = sizes["parameters"]
+    with contextlib.suppress(torch.OutOfMemoryError):  # of a compiled model, which needs less: nothing is known then
+        inputs_bt, targets_bt = (place.tensor(side[:rows]) for side in (batch.inputs, batch.targets))
+        with SavedActivations(model) as saved, place.autocast():
+            loss = model(inputs_bt, targets_bt)
+        del loss
+        sizes["activations"] = saved.bytes
+    if "activations" not in sizes:
+        return {f"{name}_mib": size / 2**20 for name, size in sizes.items()} | peaks
     return {f"{name}_mib": size / 2**20 for name, size in {**sizes, "tensor": sum(sizes.values())}.items()} | peaks
 
 

@@ -24,7 +24,7 @@ from gptlib.config import ConfigError, load_config, project_root, validate
 from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig, Section
 from gptlib.live import picture, run
-from gptlib.matching import confounders
+from gptlib.matching import TOLERANCE, confounders
 from gptlib.report import plots, tables
 from gptlib.stats.compare import Comparison, contrast, minimum_detectable_effect
 from gptlib.study.experiment import Experiment, compared_costs, execute, judge, summarise
@@ -301,7 +301,11 @@ def declaration(parameters: AblationParameters) -> Markdown:
         f"**Hypothesis.** {a.hypothesis}",
         f"**Independent variable.** `{a.independent_variable}`: {change}",
         f"**Dependent variables.** {', '.join(a.dependent_variables)}. **Held constant.** {', '.join(a.controls)}.",
-        f"**Matched by** {a.match}. {a.why}",
+        f"**Matched by** {a.match}{f' with {a.free}' if a.free else ''}"
+        f"{f', within {a.memory_mib:g} MiB' if a.memory_mib else ''}. {a.why}",
+        f"**Tuned**, both arms, on seeds {a.tune_seeds}: {', '.join(f'`{k}` {v}' for k, v in a.tune.items())}."
+        if a.tune
+        else "**Not tuned:** both arms keep the settings of the base.",
         f"**Expected.** {a.expect.text()}.",
         f"**Analysis.** {a.analysis.test} t-test on `{a.analysis.metric}`, two-sided alpha {a.analysis.alpha:g}, "
         f"smallest difference that matters {a.analysis.margin:g} nats/token, seeds {a.seeds}.",
@@ -316,7 +320,12 @@ def planned_cost(variant: Plan) -> HTML:
     knobs = ", ".join(f"{key} = {value}" for key, (_, value) in variant.difference.items() if key in match.knobs)
     said = f"Matched by {match.by}{': ' + knobs if knobs else ''}. "
     plans = [*variant.tuning(), baseline, variant]
-    runs = [f"{len(plan.pending())} of {len(plan.seeds)} of {plan.variant}" for plan in plans]
+    if (off := variant.arms.uncertainty) > TOLERANCE["time"]:
+        said += f"The trial knows the ratio of the times only to ±{100 * off:.1f} %: something kept the machine busy. "
+    runs = [f"{len(plan.pending())} of {len(plan.seeds)} of {plan.variant}" for plan in (baseline, variant)]
+    if grid := variant.tuning():
+        trials = sum(len(plan.pending()) for plan in grid)
+        runs.insert(0, f"{trials} of {sum(len(plan.seeds) for plan in grid)} of {len(grid)} points of the tuning")
     total = sum(len(plan.pending()) * run_cost(plan) for plan in plans)
     said += f"Runs still to train: {', '.join(runs)}; in all {total:.3g} FLOPs."
     if baseline.is_complete():
@@ -335,6 +344,7 @@ def tuning(plan: Plan) -> None:
     """The losses of both grids as a table and a picture, where there are any."""
     if plan.arms and plan.arms.grid:
         display(tables.tuning_table(plan.arms.grid))
+        display(tables.difference_table(plan.difference))
         show(plots.tuning(plan.arms), f"Mean final loss over the tuning's own seeds; {plan.arms.tuning()}.")
 
 
@@ -343,7 +353,11 @@ def verdict(answer: Answer) -> Markdown:
     experiment, comparison = answer.variant, answer.comparison
     ablation, arms, declared = experiment.plan.ablation, experiment.plan.arms, experiment.declaration()
     assert ablation is not None and arms is not None, "a baseline has no verdict"
-    lines = [f"{_headline(answer)} {comparison.reason}", f"**Tuning:** {arms.tuning()}."]
+    lines = [f"{_headline(answer)} {_sentence(comparison.reason)}.", f"**Tuning:** {arms.tuning()}."]
+    if arms.uncertainty > TOLERANCE["time"]:
+        lines.append(
+            f"**Matched by time** only to ±{100 * arms.uncertainty:.1f} %: the machine was busy during the trial."
+        )
     outcome = ablation.expect.outcome(comparison.verdict, comparison.percent)
     found = "no finished runs" if comparison.percent is None else f"{comparison.percent:+.2f} %"
     lines.append(f"Expected: {ablation.expect.text()}. Found: {found}. The expectation is {outcome}.")
@@ -352,6 +366,10 @@ def verdict(answer: Answer) -> Markdown:
     else:
         lines.append(f"Confirmatory: hypothesis and analysis were declared at {declared['declared']}, before any run.")
     return Markdown("\n\n".join(lines))
+
+
+def _sentence(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
 
 
 def _headline(answer: Answer) -> str:
@@ -384,7 +402,8 @@ def findings(baseline: Experiment, answers: Iterable[Answer]) -> Markdown:
         )
     for answer in answers:
         how = tuning.get(answer.variant.plan.variant, "")
-        lines.append(f"- {_headline(answer)} {answer.comparison.reason}" + (f"; {how}." if "tuned " in how[:6] else ""))
+        also = f"; {how}" if how.startswith("tuned ") else ""
+        lines.append(f"- {_headline(answer)} {_sentence(answer.comparison.reason)}{also}.")
     return Markdown("\n".join(lines))
 
 

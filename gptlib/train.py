@@ -103,7 +103,7 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             "memory_mib": place.memory_mib(),
             **pace.state(step, rows, length),
         }
-    memory = memory_report(model, optimizers, batch, micro_tokens // length, place)
+    memory = memory_report(model, optimizers, batch, max(1, micro_tokens // length), place)
     finals = _finals(evaluation, best, seconds, tokens, config)
     return model, {**outcome("finished", steps), **finals, "memory": memory}
 

@@ -72,6 +72,7 @@ class Arm:
         """
         alone = self.place.device.type == "cpu" and self.config.hardware.threads == 1
         clock = time.process_time if alone else time.perf_counter
+        torch.set_num_threads(self.config.hardware.threads)
         self.place.synchronize()
         start = clock()
         for _ in range(times):
@@ -141,10 +142,10 @@ def main(file: Path) -> None:
     question = records.read_json(file)
     dataset = open_dataset(Path(question["dataset"]))
     configs = [_of_one_rank(RunConfig.model_validate(config)) for config in question["configs"]]
-    place = take_place(configs[0].hardware, question["device"])
+    places = [take_place(config.hardware, question["device"]) for config in configs]
     answers: dict[str, Callable[[], Any]] = {
-        "time": lambda: time_steps([Arm(config, dataset, place) for config in configs]),
-        "memory": lambda: {"bytes": [step_bytes(config, dataset, place) for config in configs]},
+        "time": lambda: time_steps([Arm(c, dataset, p) for c, p in zip(configs, places, strict=True)]),
+        "memory": lambda: {"bytes": [step_bytes(c, dataset, p) for c, p in zip(configs, places, strict=True)]},
     }
     records.write_json(file.with_suffix(".answer.json"), answers[question["what"]]())
 

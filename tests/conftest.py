@@ -1,5 +1,6 @@
 """Runs of a second on one prepared dataset, and how to wait for, find and clear away processes."""
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -83,7 +84,8 @@ def executed(monkeypatch):
         torch.set_num_threads(1)
         for run in pending:
             runs.append(run)
-            run_from_folder(run)
+            with (run / "stdout.log").open("w") as log, contextlib.redirect_stdout(log):
+                run_from_folder(run)
             poll()
 
     monkeypatch.setattr("gptlib.study.experiment.launch", launch)

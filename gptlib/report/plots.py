@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from gptlib.data.dataset import Dataset
 from gptlib.fields import RunConfig
@@ -120,21 +121,29 @@ def seed_losses(frame: pd.DataFrame) -> Figure:
 
 def tuning(arms: Arms) -> Figure:
     """Mean final loss over the values of the first tuned key, both arms; a square around the best, a cross diverged."""
-    keys = {arm: next(iter(arms.points(arm)[0].values)) for arm in ("baseline", "variant") if arms.points(arm)}
     figure, axes = _axes("Tuning", (6.8, 3.4), None)
-    for (arm, key), colour in zip(keys.items(), (INK, PALETTE[0]), strict=False):
-        points = sorted(arms.points(arm), key=lambda point: point.values[key])
-        found = {p.values[key]: p.loss for p in points if p.loss is not None and p.loss < math.inf}
-        axes.plot(list(found), list(found.values()), "o-", ms=5, color=colour, label=f"{arm}: {key}")
+    values: list[Any] = []
+    for arm, colour in (("baseline", INK), ("variant", PALETTE[0])):
+        points, found, lost = arms.points(arm), dict[Any, float](), list[Any]()
+        key = next(iter(points[0].values)) if points else ""
+        for point in sorted(points, key=lambda point: point.values[key]):
+            if point.loss == math.inf:
+                lost.append(point.values[key])
+            elif point.loss is not None:  # of several values of a second key the best one counts
+                found[point.values[key]] = min(point.loss, found.get(point.values[key], math.inf))
+        values += [*found, *lost]
+        if points:
+            axes.plot(list(found), list(found.values()), "o-", ms=5, color=colour, label=f"{arm}: {key}")
         if best := best_point(points):
             axes.plot(best.values[key], best.loss or 0.0, "s", ms=11, mfc="none", color=colour)
-        for point in points:
-            if point.loss == math.inf:
-                axes.plot(point.values[key], 0.95, "x", ms=8, transform=axes.get_xaxis_transform(), color=colour)
-    values = [point.values[keys[point.arm]] for point in arms.grid]
+        for value in lost:
+            axes.plot(value, 0.95, "x", ms=8, transform=axes.get_xaxis_transform(), color=colour)
     if all(isinstance(value, int | float) and value > 0 for value in values):
         axes.set_xscale("log")
-    axes.set(xlabel="value", ylabel="final validation loss (nats/token)")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="value of the tuned setting", ylabel="final loss (nats/token)")
     _legend(figure, "square: best, cross: diverged", below=True)
     return figure
 
@@ -149,16 +158,20 @@ def effects_by_size(frame: pd.DataFrame) -> Figure:
     axes.axhline(0, color=INK, lw=1)
     variants = list(_styles(frame["variant"]).items())
     for number, (variant, style) in enumerate(variants):
-        rows = frame[(frame["variant"] == variant) & frame["difference"].notna()].sort_values("parameters")
-        x = rows["parameters"] * 1.02 ** (number - (len(variants) - 1) / 2)
-        middle, half = rows["difference"].astype(float), (rows["high"] - rows["low"]).astype(float) / 2
-        axes.errorbar(x, middle, half, marker="o", ms=5, capsize=3, label=variant, **style)
+        rows = frame[frame["variant"] == variant].sort_values("parameters")
+        rows[["difference", "low", "high"]] = rows[["difference", "low", "high"]].astype(float)
+        x = rows["parameters"] * 1.05 ** (number - (len(variants) - 1) / 2)
+        half = (rows["high"] - rows["low"]) / 2
+        axes.errorbar(x, rows["difference"], half, marker="o", ms=5, capsize=3, label=variant, **style)
+        lost = x[rows["difference"].isna()]  # the line is broken there
+        if len(lost):
+            axes.plot(lost, [0.97] * len(lost), "x", ms=8, color=style["color"], transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
     sizes = sorted(set(frame["parameters"]))
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     axes.minorticks_off()
     axes.set(xlabel="non-embedding parameters of the baseline", ylabel="variant − baseline (nats/token)")
-    _legend(figure, "below zero is better")
+    _legend(figure, "below zero is better;\nbars: interval of the difference;\ncross: diverged or failed")
     return figure
 
 
@@ -168,18 +181,20 @@ def interaction(names: Sequence[str], losses: Sequence[Mapping[int, float]]) -> 
     `losses`: {seed: loss} of baseline, a, b, both. Thin lines join the runs of one seed.
     """
     a, b = names
-    figure, axes = _axes(f"Do {a} and {b} add up?", (5.6, 3.8), None)
+    figure, axes = _axes("Do two effects add up?", (6.8, 3.8), None)
     for pair, colour, label in ((losses[:2], INK, f"without {b}"), (losses[2:], PALETTE[0], f"with {b}")):
         seeds = [seed for seed in pair[0] if seed in pair[1]]
         for seed in seeds:
             axes.plot([0, 1], [cell[seed] for cell in pair], lw=0.7, alpha=0.5, color=colour)
-        if seeds:
+        if not seeds:
+            axes.plot([], [], "o-", color=colour, label=f"{label}: no finished runs")
+        else:
             means = [float(np.mean([cell[seed] for seed in seeds])) for cell in pair]
             axes.plot([0, 1], means, "o-", lw=2.2, label=label, color=colour)
     axes.set_xticks([0, 1], [f"without {a}", f"with {a}"])
     axes.set_xlim(-0.3, 1.3)
     axes.set_ylabel("final validation loss (nats/token)")
-    _legend(figure, "thick: mean, thin: one seed", below=True)
+    _legend(figure, "thick: mean, thin: one seed")
     return figure
 
 
@@ -220,8 +235,9 @@ def schedule(config: RunConfig) -> Figure:
         axes.plot(progress * steps, momenta, color=PALETTE[2], ls="-.", lw=2, label="Muon's momentum")
     axes.set_xlim(0, steps)
     axes.set_ylim(0, 1.05)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("step")
-    axes.set_ylabel("factor")
+    axes.set_ylabel("factor; momentum as it is")
     _legend(figure, None)
     return figure
 

@@ -5,7 +5,10 @@ from typing import Any
 
 from gptlib.records import RecordError, read_json
 
-KEPT = ("variant", "status", "seeds", "difference", "statistics", "comparison", "accounting", "tokens_per_second")
+KEPT = (
+    "variant", "status", "seeds", "difference", "statistics", "comparison", "confounders", "match", "accounting",
+    "tokens_per_second",
+)  # fmt: skip
 MACHINE = ("python", "platform", "cpu", "cores", "gpus", "packages", "source_hash")
 
 

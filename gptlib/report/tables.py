@@ -24,7 +24,7 @@ MATCHED_ROWS = (
     ("steps", "steps", "{:,.0f}", TOLERANCE["steps"]),
     ("rows per step", "batch_rows", "{:,.0f}", 0.0),
     ("time alone on the machine (s)", "trial_seconds", "{:.1f}", TOLERANCE["time"]),
-    ("time as run (s)", "time_seconds", "{:.1f}", TOLERANCE["time"]),
+    ("time as run (s)", "time_seconds", "{:.1f}", None),  # beside other runs: no claim
     ("tensor memory (MiB)", "tensor_mib", "{:.1f}", TOLERANCE["memory"]),
 )
 # What the runs of an experiment have shown besides.
@@ -74,7 +74,8 @@ def matched_table(
     for row, key, form, tolerance in MATCHED_ROWS:
         old, new = (_quantity(side, key) for side in (baseline, variant))
         ratio = new / old if old and new is not None else None
-        fit = MISSING if ratio is None else "matched" if abs(ratio - 1) <= tolerance else "free"
+        known = ratio is not None and tolerance is not None
+        fit = MISSING if not known else "matched" if abs((ratio or 0) - 1) <= (tolerance or 0) else "free"
         if fit == "free" and any(row.startswith((name, f"total {name}", f"tensor {name}")) for name in confounded):
             fit = "confounded"
         if old is not None or new is not None:
@@ -133,7 +134,10 @@ def tuning_table(grid: Iterable[GridPoint]) -> pd.DataFrame:
     rows = [
         {
             "arm": p.arm,
-            "values": ", ".join(f"{key} = {value:g}" for key, value in p.values.items()),
+            "values": ", ".join(
+                f"{key} = {format(value, 'g') if isinstance(value, float) else value}"
+                for key, value in p.values.items()
+            ),
             "val loss (nats/token)": number(p.loss) if p.loss != math.inf else "diverged",
             "": "best" if p in best else "",
         }

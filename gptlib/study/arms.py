@@ -48,6 +48,11 @@ class Arms:
     trial: dict[str, Any] | None = None  # match=time: seconds of a step, their ratio with its interval
 
     @property
+    def uncertainty(self) -> float:
+        """Half-width of the interval of the ratio of both arms' times, where they are matched by it."""
+        return self.trial["high"] / self.trial["ratio"] - 1 if self.trial else 0.0
+
+    @property
     def pending(self) -> list[GridPoint]:
         return [point for point in self.grid if point.loss is None]
 
@@ -156,7 +161,7 @@ class Trial:
         answer: dict[str, Any] = self._ask("time", [baseline, variant])
         off = answer["high"] / answer["ratio"] - 1
         known = "" if off <= TOLERANCE["time"] else ": not known to 2 %, something else keeps the machine busy"
-        self.say(f"a step of the variant takes {answer['ratio']:.3f} times the baseline's, +-{100 * off:.1f} %{known}")
+        self.say(f"a step of the variant takes {answer['ratio']:.3f} times the baseline's, ±{100 * off:.1f} %{known}")
         return answer
 
     def bytes(self, config: RunConfig) -> float:
@@ -174,7 +179,14 @@ class Trial:
         return largest
 
     def _ask(self, what: str, configs: list[RunConfig]) -> Any:
-        identity: list[Any] = [what, self.device, open_dataset(self.dataset).hash, records.numeric_source_hash()]
+        machine = records.gpu_names() if self.device == "cuda" else records.cpu_name()
+        identity: list[Any] = [
+            what,
+            self.device,
+            machine,
+            open_dataset(self.dataset).hash,
+            records.numeric_source_hash(),
+        ]
         identity += [_timeless(config) if what == "time" else config.model_dump(mode="json") for config in configs]
         question = self.folder / f"{what}-{fingerprint(identity)}.json"
         answer = question.with_suffix(".answer.json")

@@ -85,6 +85,9 @@ class Ablation(Section):
     @classmethod
     def _tune_names_known_keys(cls, tune: dict[str, list[Any]]) -> dict[str, list[Any]]:
         parse_overrides(tune)
+        other = [key for key in tune if not key.startswith("optim.")]
+        if other:
+            raise ValueError(f"tune: {', '.join(other)} changes what is matched; only settings of optim can be tuned")
         short = [key for key, values in tune.items() if len(values) < 2 or len(set(map(str, values))) < len(values)]
         if short:
             raise ValueError(f"tune: give {', '.join(short)} at least two values, each once")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from gptlib import records
-from gptlib.config import fingerprint, load_config, params_file, project_root
+from gptlib.config import ConfigError, fingerprint, load_config, params_file, project_root
 from gptlib.launch import bound_module, record_failure
 from gptlib.study.hypothesis import Ablation, Study, combine, load_ablation, load_study
 from gptlib.study.plan import Plan, plan_experiment
@@ -143,7 +143,7 @@ class _Run:
         data = [self.data_step(base) for base in self.study.bases]
         self._execute_all(data)
         asked = [None, *self.ablations.values(), *(combine(a, b) for (_, a), (_, b) in self.pairs)]
-        by_base = {base: [self.experiment_step(base, ablation) for ablation in asked] for base in self.study.bases}
+        by_base = {base: self._planned(base, asked) for base in self.study.bases}
         steps = [step for base in by_base for step in by_base[base]]
         pending = [step for step in steps if not step.is_done()]
         print(f"{len(steps) - len(pending)} of {len(steps)} experiments are done already", flush=True)
@@ -155,6 +155,18 @@ class _Run:
         print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
         copies = [step.copy for step in (*data, *steps, analysis)]
         return Outcome(self.folder, [copy for copy in copies if copy.exists()], self.failures)
+
+    def _planned(self, base: str, asked: Sequence[Ablation | None]) -> list[Step]:
+        """A step for each of `asked`; what cannot be matched or measured at this base is reported and left out."""
+        steps = []
+        for ablation in asked:
+            try:
+                steps.append(self.experiment_step(base, ablation))
+            except ConfigError as error:
+                if ablation is None:
+                    raise
+                self.failures.append(f"{Path(base).stem}.{ablation.variant} was not started ({error})")
+        return steps
 
     def _execute_all(self, steps: list[Step]) -> None:
         with ThreadPoolExecutor(self.study.notebooks_at_once) as pool:
@@ -241,10 +253,12 @@ def _progress(steps: list[Step]) -> Iterator[None]:
     def watch() -> None:
         last_line = time.monotonic()
         while not ended.wait(POLL_SECONDS):
-            done = {plan.variant: _steps_done(plan) for plan in plans}
-            bar.n = sum(done.values())
-            full = plans[0].config.train.steps * len(plans[0].seeds)
-            bar.set_postfix_str(" ".join(name for name, n in done.items() if 0 < n < full), refresh=False)
+            done = [_steps_done(plan) for plan in plans]
+            bar.n = sum(done)
+            running = [
+                p.variant for p, n in zip(plans, done, strict=True) if 0 < n < p.config.train.steps * len(p.seeds)
+            ]
+            bar.set_postfix_str(" ".join(running), refresh=False)
             if interactive:
                 bar.refresh()
             elif time.monotonic() - last_line > 10:

@@ -11,6 +11,7 @@ from gptlib import notebook, records
 from gptlib.config import flatten
 from gptlib.report.html import notebook_html
 from gptlib.study import runner
+from gptlib.study.plan import plan_experiment
 
 STUDY = {
     "name": "ladder",
@@ -104,3 +105,14 @@ def test_sizes_and_pairs_are_reported_once_and_for_all(study, outputs):
     again = study()
     assert (again.executions, again.runs, again.outcome.failures) == ([], [], [])
     assert again.outcome.notebooks == first.outcome.notebooks and len(again.outcome.notebooks) == len(named)
+
+
+def test_the_bar_counts_the_steps_of_every_base(outputs, tiny, monkeypatch, wait_until, tmp_path):
+    plans = [plan_experiment(outputs, "ladder", stage, tiny(), [42]) for stage in ("full", "full-two")]
+    steps = [runner.Step(plan.variant, tmp_path, {}, tmp_path, plan) for plan in plans]
+    bar = SimpleNamespace(n=0, set_postfix_str=lambda *_, **__: None, refresh=lambda: None, close=lambda: None)
+    monkeypatch.setattr(runner, "tqdm", lambda **given: vars(bar).update(given) or bar)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "_steps_done", lambda plan: 3)
+    with runner._progress(steps):
+        assert wait_until(lambda: bar.n, 5) == 6 and bar.total == 8
