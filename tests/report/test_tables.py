@@ -54,8 +54,7 @@ def test_what_cannot_be_computed_is_a_dash() -> None:
         ("flops_per_token", 1.02, "FLOPs/token", "free"),
         ("total_flops", 1.02, "total FLOPs", "free"),
         ("tokens", 1.00001, "tokens", "free"),
-        ("time_seconds", 0.985, "time as run (s)", "matched"),
-        ("time_seconds", 1.5, "time as run (s)", "free"),
+        ("time_seconds", 1.5, "time as run (s)", "–"),  # it shared the machine
         ("trial_seconds", 1.015, "time alone on the machine (s)", "matched"),
         ("trial_seconds", 1.03, "time alone on the machine (s)", "free"),
         ("tensor_mib", 0.96, "tensor memory (MiB)", "matched"),
@@ -79,6 +78,7 @@ def test_what_explains_a_verdict_otherwise_is_marked_and_what_only_differs_is_fr
     assert fit.pop("steps") == "matched"
     confounded = {name for name, word in fit.items() if word == "confounded"}
     assert confounded == {"parameters", "FLOPs/token", "total FLOPs", "tensor memory (MiB)"}
+    assert fit.pop("time as run (s)") == "–"
     assert {word for name, word in fit.items() if name not in confounded} == {"free"}
     assert "confounded" not in set(matched_table(baseline, baseline, {"parameters": 1.5})["fit"]), "equal is matched"
 
