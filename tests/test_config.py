@@ -1,5 +1,6 @@
 """Configuration: inheritance, one override grammar, every error in one line with its remedy, the difference gate."""
 
+import itertools
 import pytest
 
 from gptlib.config import (
@@ -164,12 +165,11 @@ def test_every_shipped_study_passes_the_difference_gate_on_its_own_base():
 
     for path in (project_root() / "params" / "studies").glob("*.yaml"):
         study = load_study(path)
-        base = load_config(study.base, study.overrides)
-        for name in study.ablations:
-            ablation = load_ablation(name)
-            variant = ablation.apply(base)
-            require_only(base, variant, ablation.change)
-            assert diff(base, variant).keys() == ablation.change.keys()
+        for base, name in itertools.product(study.bases, study.ablations):
+            config, ablation = load_config(base, study.overrides), load_ablation(name)
+            variant = ablation.apply(config)
+            require_only(config, variant, ablation.change)
+            assert diff(config, variant).keys() == ablation.change.keys()
 
 
 def test_lists_and_words_of_a_file_are_overrides_too():
