@@ -1,6 +1,7 @@
 """Configuration: inheritance, one override grammar, every error in one line with its remedy, the difference gate."""
 
 import itertools
+
 import pytest
 
 from gptlib.config import (
