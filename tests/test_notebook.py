@@ -260,7 +260,7 @@ def test_both_arms_are_tuned_on_seeds_of_their_own_before_they_meet(asked, execu
             assert run.name == "run_0_seed_1" and run.parents[2].name == "full-tuning"
             losses[arm, rate] = records.read_json(run / "result.json")["final_val_loss"]
         best[arm] = key, min((value / 2, value * 2), key=lambda rate, arm=arm: losses[arm, rate])
-    assert experiments(executed[4:]) == ["adamw.baseline", "adamw"]
+    assert experiments(executed[4:]) == [f"baseline.muon.lr-{best['baseline'][1]}", "adamw"]
     for experiment, arm in ((answer.baseline, "baseline"), (answer.variant, "adamw")):
         key, rate = best[arm]
         section, leaf = key.removeprefix("optim.").split(".")

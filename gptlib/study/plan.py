@@ -12,7 +12,7 @@ from gptlib.config import ConfigError, diff
 from gptlib.data.dataset import open_dataset, prepare_dataset
 from gptlib.fields import RunConfig
 from gptlib.launch import resolve_device
-from gptlib.study.arms import Arms, Say, arms
+from gptlib.study.arms import Arms, Say, arms, best_point
 from gptlib.study.hypothesis import Ablation
 
 
@@ -118,9 +118,17 @@ def plan_experiment(
         raise ConfigError(f"tune_seeds: {shared} are seeds of the comparison too; a tuning needs seeds of its own")
     plan = dataclasses.replace(plan, ablation=ablation)
     both = arms(ablation, config, dataset, outputs, device, lambda *point: _mean_loss(plan._trial(*point)), say)
-    name = "baseline" if both.baseline == config else f"{ablation.variant}.baseline"
+    name = _baseline_name(both, config, ablation)
     variant = plan.of(ablation.variant, both.variant)
     return dataclasses.replace(variant, ablation=ablation, arms=both, baseline_name=name)
+
+
+def _baseline_name(both: Arms, base: RunConfig, ablation: Ablation) -> str:
+    """Ablations that tune their baselines to the same values share one."""
+    best = best_point(both.points("baseline"))
+    if both.baseline == base:
+        return "baseline"
+    return best.name if best and best.config == both.baseline else f"{ablation.variant}.baseline"
 
 
 def _mean_loss(plan: Plan) -> float | None:

@@ -238,8 +238,8 @@ def _papermill(notebook: Path, copy: Path, parameters: Path, log: Any, ended: th
 @contextlib.contextmanager
 def _progress(steps: list[Step]) -> Iterator[None]:
     """A bar over all training steps of the experiments to do, with the time left, drawn by a watching thread."""
-    planned = [plan for step in steps if step.plan for plan in (*step.plan.tuning(), step.plan)]
-    plans = list({plan.folder: plan for plan in planned}.values())
+    planned = [plan for step in steps if step.plan for plan in _with_trials(step.plan)]
+    plans = list({plan.folder: plan for plan in planned if plan.pending()}.values())
     total = sum(plan.config.train.steps * len(plan.seeds) for plan in plans)
     if not total:
         yield
@@ -274,6 +274,11 @@ def _progress(steps: list[Step]) -> Iterator[None]:
         watcher.join()
         bar.n = sum(_steps_done(plan) for plan in plans)
         bar.close()
+
+
+def _with_trials(plan: Plan) -> list[Plan]:
+    """A plan, what it is tuned on, and the arm it is compared with."""
+    return [*plan.tuning(), *([plan.baseline()] if plan.arms else []), plan]
 
 
 def _steps_done(plan: Plan) -> int:

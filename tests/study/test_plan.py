@@ -91,7 +91,7 @@ def test_the_best_of_the_trials_is_planned_for_both_arms(planned: Callable[..., 
 def test_a_tuned_baseline_is_an_experiment_of_its_own(planned: Callable[..., Plan]) -> None:
     asked = ablation(GELU, tune={"optim.muon.lr": [0.04, 0.08]})
     assert planned(ablation(GELU)).baseline().variant == "baseline"
-    for losses, name in (((2.0, 3.0), "baseline"), ((3.0, 2.0), "gelu.baseline")):
+    for losses, name in (((2.0, 3.0), "baseline"), ((3.0, 2.0), "baseline.muon.lr-0.08")):
         for trial, loss in zip(planned(asked).tuning(), [*losses, 1.0, 2.0], strict=True):
             finish(trial, loss, loss)
         plan = planned(asked)
