@@ -256,8 +256,9 @@ def test_both_arms_are_tuned_on_seeds_of_their_own_before_they_meet(asked, execu
     losses, best = {}, {}
     for arm, (leaf, key, value) in lrs.items():
         for rate in (value / 2, value * 2):
-            (run,) = [run for run in executed if run.parents[1].name == f"{arm}.{leaf}-{rate}"]
-            assert run.name == "run_0_seed_1" and run.parents[2].name == "full-tuning"
+            point = f"full-tuning/{arm}.{leaf}-{rate}/runs"
+            (run,) = [run for run in executed if run.parent.as_posix().endswith(point)]
+            assert run.name == "run_0_seed_1"
             losses[arm, rate] = records.read_json(run / "result.json")["final_val_loss"]
         best[arm] = key, min((value / 2, value * 2), key=lambda rate, arm=arm: losses[arm, rate])
     assert experiments(executed[4:]) == [f"baseline.muon.lr-{best['baseline'][1]}", "adamw"]

@@ -160,7 +160,7 @@ def test_a_tuning_needs_seeds_of_its_own(planned: Callable[..., Plan], seeds: tu
         ({"tune": {"optim.muon.lr": [0.1]}}, "tune: give optim.muon.lr at least two values, each once"),
         ({"tune": {"optim.muon.lr": [0.1, 0.1]}}, "at least two values, each once"),
         ({"tune": {"optim.muon.rate": [0.1, 0.2]}}, "unknown key 'optim.muon.rate'"),
-        ({"tune": {"model.activation": ["relu", "silu"]}}, "model.activation is changed already"),
+        ({"tune": {"train.steps": [10, 20]}}, "train.steps changes what is matched; only settings of optim"),
         ({"tune_seeds": [3, 3]}, "seeds=[3, 3]"),
         ({"memory_mib": 100.0}, "memory_mib=100 is for match=memory, not steps"),
         ({"memory_mib": 100.0, "match": "flops"}, "memory_mib=100 is for match=memory, not flops"),
@@ -172,6 +172,11 @@ def test_what_does_not_go_together_is_refused(fields: dict[str, Any], message: s
     with pytest.raises((ValueError, ConfigError)) as error:
         ablation(GELU, **fields)
     assert message in str(error.value)
+
+
+def test_what_is_changed_cannot_be_tuned_too() -> None:
+    with pytest.raises(ValueError, match="optim.muon.lr is changed already"):
+        ablation({"optim.muon.lr": 0.1}, tune={"optim.muon.lr": [0.1, 0.2]})
 
 
 # --- interactions -----------------------------------------------------------------------------------------------
