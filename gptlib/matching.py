@@ -6,7 +6,7 @@ schedule are fractions of the run, so a run of other length keeps its shape. For
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -208,16 +208,23 @@ RESOURCES = (
 )
 
 
-def confounders(baseline: Mapping[str, Any], variant: Mapping[str, Any], verdict: str) -> dict[str, float]:
+# What a knob takes with it: free by declaration, so no hidden explanation.
+FOLLOWERS = dict.fromkeys(("train.steps", "train.batch_rows"), ("FLOPs", "tokens"))
+
+
+def confounders(
+    baseline: Mapping[str, Any], variant: Mapping[str, Any], verdict: str, knobs: Iterable[str] = ()
+) -> dict[str, float]:
     """{resource: ratio} of what could explain the verdict otherwise: more of it in a better arm, less in a worse one.
 
-    Both mappings as Match has them. A resource that differs the other way makes the verdict only stronger.
+    Both mappings as Match has them, `knobs` as it was turned: what follows from them is left out. A resource that differs the other way makes the verdict only stronger.
     """
     sign = {"better": 1, "worse": -1}.get(verdict, 0)
     found: dict[str, float] = {}
+    free = {follower for knob in knobs for follower in FOLLOWERS.get(knob, ())}
     for name, key, tolerance in RESOURCES:
         old, new = baseline.get(key), variant.get(key)
-        if not old or not new or not math.isfinite(old) or not math.isfinite(new):
+        if name in free or not old or not new or not math.isfinite(old) or not math.isfinite(new):
             continue
         if sign * (new / old - 1) > tolerance:
             found[name] = new / old

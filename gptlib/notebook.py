@@ -24,10 +24,10 @@ from gptlib.config import ConfigError, load_config, project_root, validate
 from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig, Section
 from gptlib.live import picture, run
-from gptlib.matching import TOLERANCE, confounders
+from gptlib.matching import TOLERANCE
 from gptlib.report import plots, tables
 from gptlib.stats.compare import Comparison, contrast, minimum_detectable_effect
-from gptlib.study.experiment import Experiment, compared_costs, execute, judge, summarise
+from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, combine, distinct_seeds, load_ablation
 from gptlib.study.plan import Plan, plan_experiment
 from gptlib.yaml12 import suggestion
@@ -193,7 +193,7 @@ class Answer(NamedTuple):
 
     @property
     def confounders(self) -> dict[str, float]:
-        return confounders(*compared_costs(self.baseline, self.variant), self.comparison.verdict)
+        return explanations(self.baseline, self.variant, self.comparison.verdict)
 
 
 class Interaction(NamedTuple):

@@ -601,6 +601,12 @@ def test_every_explanation_is_named_with_its_ratio() -> None:
     assert confounders(EQUAL, variant, "worse") == {"time": 0.9}
 
 
+def test_what_the_knob_takes_with_it_is_free_by_declaration() -> None:
+    longer = EQUAL | {"total_flops": 1.2 * EQUAL["total_flops"], "tokens": 1.2 * EQUAL["tokens"], "total": 130.0}
+    assert confounders(EQUAL, longer, "better", ["train.steps"]) == {"parameters": pytest.approx(1.3)}
+    assert set(confounders(EQUAL, longer, "better", ["model.mlp_hidden"])) == {"parameters", "FLOPs", "tokens"}
+
+
 def test_times_count_only_from_a_trial() -> None:
     shared, trial = {"time_seconds": 100.0}, {"trial_seconds": 100.0}
     assert confounders(shared, {"time_seconds": 150.0}, "better") == {}

@@ -277,7 +277,8 @@ def test_both_arms_are_tuned_on_seeds_of_their_own_before_they_meet(asked, execu
     assert "Unequal tuning" not in found and "tuned alike on 2 points each" in found
     assert answered(parameters).comparison == answer.comparison and len(executed) == 6, "and is used again"
     notebook.tuning(answer.variant.plan)
-    table = shown[-3]
+    table, difference = shown[-4:-2]
+    assert list(difference.index) == list(answer.variant.plan.difference)
     assert list(table["values"]) == [f"{key} = {v * f:g}" for _, key, v in lrs.values() for f in (0.5, 2)]
     assert list(table[""]).count("best") == 2
 

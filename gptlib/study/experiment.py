@@ -240,6 +240,12 @@ def compared_costs(baseline: Experiment, variant: Experiment) -> tuple[dict[str,
     return match.baseline | baseline.measured(), match.variant | variant.measured()
 
 
+def explanations(baseline: Experiment, variant: Experiment, verdict: str) -> dict[str, float]:
+    """matching.confounders of two experiments."""
+    knobs = variant.plan.arms.match.knobs if variant.plan.arms else ()
+    return confounders(*compared_costs(baseline, variant), verdict, knobs)
+
+
 def summarise(
     experiment: Experiment, comparison: Comparison | None = None, baseline: Experiment | None = None
 ) -> dict[str, Any]:
@@ -280,9 +286,7 @@ def summarise(
         "comparison": dataclasses.asdict(comparison) | {"metric": plan.ablation.analysis.metric}
         if comparison and plan.ablation
         else None,
-        "confounders": confounders(*compared_costs(baseline, experiment), comparison.verdict)
-        if comparison and baseline
-        else None,
+        "confounders": explanations(baseline, experiment, comparison.verdict) if comparison and baseline else None,
         "match": _match(plan),
         "accounting": experiment.costs(),
         "parameters": parameters_by_part(plan.config.model, dataset.vocab_size),
