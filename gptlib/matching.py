@@ -217,7 +217,8 @@ def confounders(
 ) -> dict[str, float]:
     """{resource: ratio} of what could explain the verdict otherwise: more of it in a better arm, less in a worse one.
 
-    Both mappings as Match has them, `knobs` as it was turned: what follows from them is left out. A resource that differs the other way makes the verdict only stronger.
+    Both mappings as Match has them, `knobs` as it was turned: what follows from them is left out. A resource that
+    differs the other way makes the verdict only stronger.
     """
     sign = {"better": 1, "worse": -1}.get(verdict, 0)
     found: dict[str, float] = {}

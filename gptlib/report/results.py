@@ -6,7 +6,7 @@ from typing import Any
 from gptlib.records import RecordError, read_json
 
 KEPT = (
-    "variant", "status", "seeds", "difference", "statistics", "comparison", "confounders", "match", "accounting",
+    "variant", "status", "seeds", "difference", "statistics", "comparison", "match", "accounting",
     "tokens_per_second",
 )  # fmt: skip
 MACHINE = ("python", "platform", "cpu", "cores", "gpus", "packages", "source_hash")
