@@ -8,7 +8,8 @@
     fineweb_edu     HuggingFaceFW/fineweb-edu, the same kind of sample, in 14 files
     fineweb10B      kjj0/fineweb10B-gpt2: GPT-2's tokens of that sample of FineWeb, shards of 100 million, no text
 
-Revisions, sizes and SHA-256 are those that the Hub states. Downloads lie in outputs/data/downloads, see hub.py.
+Revisions, sizes and SHA-256 are those that several public projects pin as well; a wrong one ends in an error, not in
+other data. Downloads lie in outputs/data/downloads, see hub.py.
 """
 
 import hashlib

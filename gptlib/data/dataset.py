@@ -58,7 +58,8 @@ def prepare_dataset(config: DataConfig, outputs: Path, say: Callable[[str], None
             if not (folder / "manifest.json").exists():
                 _make(folder, config, say)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # NumPy gives no number where a file breaks off: "270002 requested and 153088 written"
+        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "nothing is left of it; make room or choose another `outputs`" if full else "choose another `outputs`"
         raise ConfigError(f"{folder}: cannot be written ({error.strerror or error}); {remedy}") from None
     return folder

@@ -2,7 +2,10 @@
 
 import errno
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 from gptlib.config import ConfigError
-from gptlib.data import corpora, hub
+from gptlib.data import corpora
 from gptlib.data import dataset as dataset_module
 from gptlib.data.corpora import open_corpus
 from gptlib.data.dataset import open_dataset, prepare_dataset
@@ -334,5 +337,18 @@ def test_more_shards_than_there_are(tmp_path: Path) -> None:
     assert "data.shards=15: fineweb_edu has 14" in message
 
 
-def test_nothing_is_imported_or_asked_before_a_download() -> None:
-    assert "huggingface_hub" not in vars(hub)
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from gptlib.data.hub import HubFile, Repository, fetch_files
+assert "huggingface_hub" not in sys.modules
+(path,) = fetch_files(Repository(*sys.argv[1:3]), [HubFile("a.txt")], Path(sys.argv[3]), print)
+print(path.stat().st_size)
+"""
+
+
+def test_hf_endpoint_is_obeyed(server: StandIn, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ELSEWHERE, REPOSITORY.name, REPOSITORY.revision, str(tmp_path)]
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert said.stdout.splitlines()[-1:] == [str(len(CONTENT["a.txt"]))], said.stderr
