@@ -143,6 +143,17 @@ def test_every_token_of_an_ending_is_scored_with_the_context_that_fits(model, it
             np.testing.assert_allclose(found[id(question), number], expected, rtol=2e-4, atol=2e-4)
 
 
+def test_nothing_is_dropped_while_it_answers(model, items, tiny):
+    dropping = GPT(tiny({"model.projection_init": "plain", "model.num_layers": 2, "model.dropout": 0.9}).model, 300)
+    dropping.load_state_dict(model.state_dict())
+    questions = encode_items(items, BYTE)
+    for label in range(4):  # how often it takes each ending
+        asked = tuple(dataclasses.replace(question, label=label) for question in questions.questions)
+        same = dataclasses.replace(questions, questions=asked)
+        assert evaluate_hellaswag(dropping, same, tiny(), CPU) == evaluate_hellaswag(model, same, tiny(), CPU)
+    assert dropping.training
+
+
 def test_the_scorings_and_the_accuracies_differ(model, items, tiny):
     found = [evaluate_hellaswag(model, encode_items(items, BYTE, scoring), tiny(), CPU) for scoring in SCORINGS]
     assert len({accuracy for f in found for accuracy in (f["acc"], f["acc_norm"])}) > 1
