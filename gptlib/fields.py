@@ -327,6 +327,16 @@ class EvalConfig(Section):
     every: int = Field(20, ge=0)  # steps between cheap evaluations for the curve; 0: only at the end
     rows: int = Field(32, ge=1)  # validation rows of a cheap evaluation; the last one always takes all
     sample_tokens: int = Field(0, ge=0)  # length of the sample written by the finished model
+    hellaswag: str = ""  # asked of the finished model: a .jsonl, llm.c's eval .bin, "tiny" (24 hand-made); empty: off
+    hellaswag_scoring: Literal["llm.c", "prefix"] = "llm.c"  # what is an ending: see gptlib/hellaswag.py
+
+    @model_validator(mode="after")
+    def _hellaswag_can_be_read(self) -> "EvalConfig":
+        if self.hellaswag not in ("", "tiny") and not self.hellaswag.endswith((".jsonl", ".bin")):
+            raise ValueError(f"eval.hellaswag={self.hellaswag}: give a .jsonl, an eval .bin, tiny, or nothing")
+        if self.hellaswag.endswith(".bin") and self.hellaswag_scoring == "prefix":
+            raise ValueError("eval.hellaswag_scoring=prefix encodes whole texts, a .bin has tokens; give the .jsonl")
+        return self
 
 
 class HardwareConfig(Section):

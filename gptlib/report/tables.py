@@ -85,7 +85,12 @@ def matched_table(
 
 
 def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per experiment, from the contents of summary.json files; mean over seeds ± half the interval."""
+    """One row per experiment, from the contents of summary.json files; mean over seeds ± half the interval.
+
+    HellaSwag has a column where one of them was asked, with the scoring and the tokenizer that its figure goes by.
+    """
+    summaries = list(summaries)
+    asked = any(lookup(s, "statistics", "hellaswag") for s in summaries)
     rows = [
         {
             "experiment": lookup(s, "experiment_name") or MISSING,
@@ -94,6 +99,7 @@ def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "val loss (nats/token)": mean_text(lookup(s, "statistics", "val_loss")),
             "excess": mean_text(lookup(s, "statistics", "excess")),
             "bits/byte": number(lookup(s, "statistics", "bits_per_byte", "mean")),
+            **({"HellaSwag acc_norm": hellaswag_text(lookup(s, "statistics", "hellaswag"))} if asked else {}),
             "time (s)": number(lookup(s, "statistics", "time", "mean"), "{:.1f}"),
             "tokens/s": number(lookup(s, "tokens_per_second"), "{:,.0f}"),
             "verdict": lookup(s, "comparison", "verdict") or MISSING,
@@ -207,6 +213,12 @@ def plus_minus(mean: Any, half: Any, sign: bool = False) -> str:
 def mean_text(statistics: Any) -> str:
     """Mean ± half the width of the interval, from the statistics {"mean", "ci_95": [low, high]} of a summary."""
     return plus_minus(lookup(statistics, "mean"), half_width(*(lookup(statistics, "ci_95") or (None, None))))
+
+
+def hellaswag_text(scores: Any) -> str:
+    """`0.2955 ± 0.0012 (llm.c, gpt2)`: mean over seeds with its interval, scoring, tokenizer."""
+    text = mean_text(lookup(scores, "acc_norm"))
+    return text if text == MISSING else f"{text} ({lookup(scores, 'scoring')}, {lookup(scores, 'tokenizer')})"
 
 
 def half_width(low: float | None, high: float | None) -> float | None:
