@@ -11,7 +11,7 @@ With data.max_document, training sees that many tokens of a document and behind 
 not depend on it.
 
 Any batch is found without those before it: numbers are drawn from the middle of their stream, the windows of a long
-epoch are permuted by a formula. An epoch of up to 131,072 rows is sorted once, in some 15 ms.
+epoch are permuted by a formula, 4,096 at once. An epoch of up to 131,072 rows is sorted, in some 15 ms.
 Axes: b rows, t positions.
 """
 
@@ -30,6 +30,7 @@ from gptlib.streams import stream_seed
 
 NOT_SCORED = -1
 SORTED_ROWS = 2**17  # epochs of more rows are permuted by a formula
+BLOCK_ROWS = 4096  # and so many at once
 FEISTEL_ROUNDS = 6
 
 
@@ -261,15 +262,22 @@ def _ordered(rows: Rows, seed: int, epoch: int, places: np.ndarray) -> Rows:
 
 def _permuted(rows: Rows, seed: int, epoch: int, places: np.ndarray) -> Rows:
     count = len(rows.starts)
-    if count <= SORTED_ROWS:
-        return rows.take(_sorted_order(seed, epoch, count)[places])
-    return rows.take(permuted(places, count, _raw_numbers(seed, epoch, 0, FEISTEL_ROUNDS)))
+    size = count if count <= SORTED_ROWS else BLOCK_ROWS
+    blocks, inside = np.divmod(places, size)
+    orders = [_order(seed, epoch, count, int(block), size)[inside[blocks == block]] for block in np.unique(blocks)]
+    return rows.take(np.concatenate(orders))
 
 
 @lru_cache(maxsize=2)
-def _sorted_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Ordered by raw PCG64 numbers: NumPy keeps its bit generators the same over versions, but not its shuffles."""
-    return np.argsort(_raw_numbers(seed, epoch, 0, count), kind="stable")
+def _order(seed: int, epoch: int, count: int, block: int, size: int) -> np.ndarray:
+    """Which rows stand in places block * size, ... of the epoch.
+
+    NumPy keeps its bit generators the same over versions, but not its shuffles: raw PCG64 numbers are sorted.
+    """
+    if size == count:
+        return np.argsort(_raw_numbers(seed, epoch, 0, count), kind="stable")
+    places = np.arange(block * size, min(count, (block + 1) * size))
+    return permuted(places, count, _raw_numbers(seed, epoch, 0, FEISTEL_ROUNDS))
 
 
 def permuted(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:

@@ -189,7 +189,8 @@ def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
     """Histogram of the validation documents' lengths in tokens, with the context."""
     lengths = np.array([len(document) for document in dataset.documents("val")])
     figure, axes = _axes("Length of the validation documents", (7.6, 3.2), None)
-    axes.hist(lengths, bins=min(40, max(5, len(lengths) // 8)), color=PALETTE[0])
+    wide = max(1.0, lengths.max() / 40, float(np.ptp(lengths)) / max(5, len(lengths) // 8))
+    axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2 * wide, wide).tolist(), color=PALETTE[0])
     axes.axvline(seq_len, color=INK, ls="--", label=f"context ({seq_len} tokens)")
     axes.set(xlabel="length (tokens)", ylabel="documents", xlim=(0, None))
     _legend(figure, None)

@@ -38,6 +38,7 @@ def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> R
     """Every way to train: "long epochs" permutes a stream by the formula, "cut documents" random windows of them."""
     if request.param == "long epochs":
         monkeypatch.setattr(module, "SORTED_ROWS", 0)
+        monkeypatch.setattr(module, "BLOCK_ROWS", 11)
         return run_config("stream")
     return run_config("random", max_document=11) if request.param == "cut documents" else run_config(request.param)
 
@@ -288,6 +289,7 @@ def test_a_long_epoch_is_another_order_of_the_same_rows(
 ) -> None:
     def rows(seed: int, sort_up_to: int) -> list[bytes]:
         monkeypatch.setattr(module, "SORTED_ROWS", sort_up_to)
+        monkeypatch.setattr(module, "BLOCK_ROWS", 10)
         count = len(training_rows(lines_dataset, run_config("stream")).starts)
         taken = take(training_batches(lines_dataset, run_config("stream", batch_rows=1), seed), 3 * count)
         return [batch.inputs.tobytes() for batch, _ in taken]
@@ -309,6 +311,7 @@ def test_the_middle_of_a_huge_epoch_is_reached_at_once(monkeypatch: pytest.Monke
     for place in (0, 5_000_000, 9_999_992):
         places = np.arange(place, place + 8)
         assert len(module._permuted(rows, 1, 7, places).starts) == 8
+        assert len(module._order(1, 7, 10**7, place // 4096, 4096)) <= 4096
         drawn = module._random_places([10**9], 32)(rows, 1, 7, places)
         assert drawn.starts.tolist() == (raw(1, 7, 0, place + 8)[place:] % np.uint64(10**9 - 32)).tolist()
     assert max(asked) <= 8

@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,6 +268,17 @@ def test_words_can_be_tuned_too_and_what_is_not_done_yet_is_left_out(tuned: Any)
     figure = plots.tuning(tuned({"baseline": kinds, "variant": kinds}))
     described(figure)
     assert figure.axes[0].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("lengths", [[111_539], [3000, 3100, 6000], [4] * 10, [1], list(range(100, 170)) * 5])
+def test_every_document_is_seen_in_the_histogram(lengths: list[int]) -> None:
+    dataset: Any = SimpleNamespace(documents=lambda split: [np.zeros(length) for length in lengths])
+    figure = plots.document_lengths(dataset, 64)
+    described(figure)
+    (axes,) = figure.axes
+    bars = [bar for bar in axes.patches if bar.get_height() > 0]  # type: ignore[attr-defined]
+    assert sum(bar.get_height() for bar in bars) == len(lengths)  # type: ignore[attr-defined]
+    assert all(bar.get_width() >= axes.get_xlim()[1] / 80 for bar in bars)  # type: ignore[attr-defined]
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------
