@@ -39,8 +39,9 @@ class DataConfig(Section):
     val_tokens: int = Field(0, ge=0)
     tokenizer: Literal["byte", "char", "bpe", "gpt2"] = "bpe"
     vocab_size: int = Field(512, ge=258, le=65_536)  # bpe: size to train, special token included
-    # rows begin at a document, cut the token stream evenly, or (in training) begin anywhere in it
-    rows: Literal["documents", "stream", "random"] = "documents"
+    # rows begin at a document, or cut the token stream evenly; ordered: unshuffled in training; random: begin anywhere
+    rows: Literal["documents", "stream", "ordered", "random"] = "documents"
+    max_document: int = Field(0, ge=0)  # training: tokens of a document that are kept, its eot aside; 0: all
     seed: int = Field(0, ge=0)  # stories: seed of the writer; never the seed of a run
 
     @field_validator("encoding")

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gptlib.data.dataset import Dataset
+from gptlib.data.tokenizers import Efficiency
 from gptlib.matching import TOLERANCE
 from gptlib.stats.compare import Comparison, holm
 from gptlib.study.arms import GridPoint, best_point
@@ -181,6 +182,40 @@ def dataset_table(dataset: Dataset) -> pd.DataFrame:
         for split, counts in dataset.manifest["splits"].items()
     ]
     return _indexed(rows, "split")
+
+
+def shard_table(dataset: Dataset) -> pd.DataFrame:
+    """The token files of a dataset: tokens, bytes and the beginning of the checksum."""
+    rows = [
+        {
+            "shard": name,
+            "split": split,
+            "tokens": f"{len(tokens):,}",
+            "bytes": f"{dataset.manifest['files'][name]['bytes']:,}",
+            "SHA-256": f"{dataset.manifest['files'][name]['sha256'][:16]}…",
+        }
+        for split, counts in dataset.manifest["splits"].items()
+        for name, tokens in zip(counts["shards"], dataset.tokens(split), strict=True)
+    ]
+    return _indexed(rows, "shard")
+
+
+def tokenizer_table(found: Iterable[Efficiency]) -> pd.DataFrame:
+    """A row per tokenizer, all built from one sample and measured on one text."""
+    rows = [
+        {
+            "tokenizer": e.name,
+            "vocabulary": f"{e.vocab_size:,}",
+            "tokens": f"{e.tokens:,}",
+            "bytes/token": f"{e.bytes_per_token:.2f}",
+            "1 nat/token in bits/byte": f"{e.bits_per_nat:.3f}",
+            "bits/byte by frequency": f"{e.unigram_bits:.3f}",
+            "built in (s)": f"{e.build_seconds:.2f}",
+            "encoded (MB/s)": f"{e.bytes / 1e6 / e.encode_seconds:.1f}",
+        }
+        for e in found
+    ]
+    return _indexed(rows, "tokenizer")
 
 
 def expectation_table(answers: Iterable[tuple[Ablation, Comparison]]) -> pd.DataFrame:
