@@ -29,7 +29,7 @@ from gptlib.config import ConfigError, fingerprint
 from gptlib.data.corpora import Corpus, fetch_token_shards, open_corpus, source_key
 from gptlib.data.shards import read_shard, sha256_file, write_shard
 from gptlib.data.texts import in_batches, spread_sample
-from gptlib.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gptlib.data.tokenizers import Tokenizer, build_tokenizer, encode_stream, load_tokenizer, usable_threads
 from gptlib.fields import DataConfig
 from gptlib.records import RecordError, read_json, write_json
 
@@ -128,12 +128,6 @@ def _tokenizer_texts(config: DataConfig, corpus: Corpus) -> list[str]:
     return spread_sample(corpus.train, SAMPLE_CHARACTERS) if config.tokenizer == "bpe" else []
 
 
-def encode_stream(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[np.ndarray]:
-    """The tokens of each document, in order, in bounded memory."""
-    for batch in in_batches(documents, 4_000_000):
-        yield from tokenizer.encode_batch(batch)
-
-
 class _Counted:
     """Documents on their way, counted."""
 
@@ -152,7 +146,7 @@ def _write_split(folder: Path, split: str, documents: Iterable[str], tokenizer: 
     shards: list[str] = []
     tokens = 0
     counted = _Counted(documents)
-    for shard in _fill_shards(encode_stream(tokenizer, counted), tokenizer.eot):
+    for shard in _fill_shards(encode_stream(tokenizer, counted, usable_threads(), f"encoding {split}"), tokenizer.eot):
         shards.append(f"{split}_{len(shards):06d}.bin")
         tokens += len(shard)
         write_shard(folder / shards[-1], shard)

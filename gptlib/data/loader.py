@@ -24,7 +24,7 @@ from math import isqrt
 
 import numpy as np
 
-from gptlib.data.dataset import Dataset
+from gptlib.data.dataset import Dataset, require_batch
 from gptlib.fields import RunConfig
 from gptlib.streams import stream_seed
 
@@ -173,6 +173,7 @@ def training_batches(
     """
     rows = training_rows(dataset, config)
     count, total = len(rows.starts), config.train.batch_rows
+    require_batch(dataset, count, total, config.model.seq_len)
     share, remainder = divmod(total, world)
     assert not remainder and 0 <= rank < world and start >= 0
     sources = open_sources(dataset, "train", config)
