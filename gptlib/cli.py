@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from gptlib.config import ConfigError, load_config, project_root
 
@@ -37,13 +38,57 @@ def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or
     print(f"report: {report}")
 
 
-@app.command()
-def data(base: Annotated[str, typer.Argument(help="a name in params/base, or a file")], set: Set = None,
-         outputs: Outputs = None) -> None:  # fmt: skip
+class PrepareByDefault(TyperGroup):
+    """`gptlib data BASE` is `gptlib data prepare BASE`."""
+
+    def parse_args(self, ctx, args):  # type: ignore[no-untyped-def]
+        known = not args or args[0] in (*self.commands, "--help")
+        return super().parse_args(ctx, args if known else ["prepare", *args])
+
+
+data = typer.Typer(cls=PrepareByDefault, no_args_is_help=True)
+app.add_typer(data, name="data", help="Prepare, check and export datasets; `gptlib data BASE` prepares.")
+
+
+@data.command()
+def prepare(base: Annotated[str, typer.Argument(help="a name in params/base, or a file")], set: Set = None,
+            outputs: Outputs = None) -> None:  # fmt: skip
     """Prepare the dataset of a configuration; prints its folder."""
     from gptlib.data.dataset import prepare_dataset
 
     print(prepare_dataset(load_config(base, set or ()).data, _outputs(outputs), print))
+
+
+@data.command()
+def verify(path: Annotated[Path, typer.Argument(help="a dataset's folder, or a .bin or .npy file of token ids")],
+           headerless: Annotated[bool, typer.Option("--headerless", help="the .bin is nanoGPT's")] = False,
+           vocab_size: Annotated[int, typer.Option(help="of a single file; 0: not known")] = 0) -> None:  # fmt: skip
+    """Check header, counts, checksums, ids, and that no validation document is a training document."""
+    from gptlib.data import verify as module
+
+    checks = wrong = 0
+    for finding in module.verify(path, headerless, vocab_size):
+        print(finding)
+        checks, wrong = checks + 1, wrong + finding.wrong
+    if wrong:
+        raise ValueError(f"{path}: {wrong} of {checks} checks found something wrong")
+
+
+@data.command()
+def export(path: Annotated[Path, typer.Argument(help="a dataset's folder")],
+           to: Annotated[Path, typer.Argument(help="folder of the .npy files")]) -> None:  # fmt: skip
+    """Write a dataset's tokens as train_tokens.npy and val_tokens.npy (uint16); prints their paths."""
+    from gptlib.data.dataset import SPLITS, open_dataset
+    from gptlib.data.shards import write_npy
+
+    dataset = open_dataset(path)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            write_npy(to / f"{split}_tokens.npy", dataset.tokens(split), dataset.eot)
+            print(to / f"{split}_tokens.npy")
+    except OSError as error:
+        raise ConfigError(f"{to}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 @app.command()

@@ -19,6 +19,7 @@ from gptlib.data.dataset import Dataset, open_dataset
 from gptlib.data.loader import validation_batches
 from gptlib.device import Place
 from gptlib.fields import RunConfig
+from gptlib.hellaswag import Questions, answer_batches, count_hits, figures
 from gptlib.model import GPT
 
 LEAK_NATS = 20.0  # a proper model beats the realised floor by t nats in total with probability at most e^-t
@@ -46,8 +47,7 @@ def evaluate(model: GPT, dataset: Dataset, config: RunConfig, place: Place, rows
     model.eval()
     documents = len(dataset.val_nll) if dataset.val_nll is not None and config.data.rows == "documents" else 0
     totals = np.zeros(4 + 2 * documents)  # nats, tokens, nats of byte-carrying tokens, bytes, then per document
-    batch_rows = config.hardware.micro_rows or max(1, config.train.batch_rows // config.hardware.ranks)
-    for batch in validation_batches(dataset, config, batch_rows, rows, place.rank, place.world):
+    for batch in validation_batches(dataset, config, _batch_rows(config), rows, place.rank, place.world):
         inputs_bt, targets_bt = place.tensor(batch.inputs), place.tensor(batch.targets)
         with place.autocast():
             nll_bt = model(inputs_bt, targets_bt, reduction="none")
@@ -59,14 +59,44 @@ def evaluate(model: GPT, dataset: Dataset, config: RunConfig, place: Place, rows
             of = batch.documents[scored]
             totals[4 : 4 + documents] += np.bincount(of, weights=nll, minlength=documents)
             totals[4 + documents :] += np.bincount(of, minlength=documents)
-    if place.world > 1:
-        shared = torch.from_numpy(totals).to(place.device)
-        dist.all_reduce(shared)
-        totals = shared.cpu().numpy()
+    totals = _over_ranks(totals, place)
     model.train()
     nats, tokens, text_nats, size = totals[:4]
     excess = _excess(dataset, totals[4 : 4 + documents], totals[4 + documents :]) if documents else (None, None, None)
     return Evaluation(nats / tokens, int(tokens), text_nats / max(size, 1) / math.log(2), *excess)
+
+
+def _batch_rows(config: RunConfig) -> int:
+    """Rows of seq_len tokens that a rank evaluates at once."""
+    return config.hardware.micro_rows or max(1, config.train.batch_rows // config.hardware.ranks)
+
+
+def _over_ranks(totals: np.ndarray, place: Place) -> np.ndarray:
+    """The sum of what every rank has counted."""
+    if place.world == 1:
+        return totals
+    shared = torch.from_numpy(totals).to(place.device)
+    dist.all_reduce(shared)
+    return shared.cpu().numpy()
+
+
+@torch.no_grad()
+def evaluate_hellaswag(model: GPT, questions: Questions, config: RunConfig, place: Place) -> dict[str, Any]:
+    """The accuracies of hellaswag.figures; question i is answered by rank i % world.
+
+    A batch has as many tokens as one of `evaluate`, but never less than one question: four rows.
+    """
+    model.eval()
+    hits, seq_len = np.zeros(2, dtype=np.int64), config.model.seq_len
+    mine = questions.questions[place.rank :: place.world]
+    for batch, asked in answer_batches(mine, seq_len, _batch_rows(config) * seq_len):
+        inputs_bt, targets_bt = place.tensor(batch.inputs), place.tensor(batch.targets)
+        with place.autocast():
+            nll_bt = model(inputs_bt, targets_bt, reduction="none")
+        hits += count_hits(nll_bt.float().cpu().numpy(), batch.targets, asked)
+    hits = _over_ranks(hits, place)
+    model.train()
+    return figures(questions, hits.tolist(), seq_len)
 
 
 def _excess(dataset: Dataset, nll: np.ndarray, tokens: np.ndarray) -> tuple[float, float, float]:

@@ -18,21 +18,49 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    corpus: Literal["stories", "text", "tinyshakespeare"] = "stories"
-    path: str = ""  # text: a file or folder; tinyshakespeare: a local copy (downloaded when empty)
+    # what they are: gptlib/data/corpora.py
+    corpus: Literal["stories", "text", "tinyshakespeare", "tinystories", "fineweb10B", "fineweb", "fineweb_edu"] = (
+        "stories"
+    )
+    path: str = ""  # text: a file, a folder or a glob; others: a local copy of what is downloaded when this is empty
     documents: int = Field(20_000, ge=1)  # stories: how many to write for training
     val_documents: int = Field(400, ge=1)  # stories: how many to write for validation
-    val_fraction: float = Field(0.1, gt=0, lt=1)  # text: share of the text held out for validation
+    # text, tinystories (for training), fineweb, fineweb_edu: the first so many documents alone; 0: all
+    max_documents: int = Field(0, ge=0)
+    # text, tinyshakespeare, fineweb, fineweb_edu: share of the text held out for validation
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    field: str = Field("text", min_length=1)  # text: what holds the text in .jsonl and .parquet files
+    delimiter: str = ""  # text: stands between the documents of a .txt file; empty: each file is one document
+    encoding: str = ""  # text: of .txt and .jsonl; empty: UTF-8, or UTF-16 with a byte-order mark
+    version: Literal["v1", "v2"] = "v2"  # tinystories: v2 is by GPT-4 alone
+    # files for training: fineweb10B has 103 of 100 million tokens, fineweb 15 and fineweb_edu 14 of about 2 GB
+    shards: int = Field(1, ge=1, le=103)
+    # fineweb10B: predicted validation tokens, from the start of its file; 0: all. The speedrun scores 10,485,760
+    val_tokens: int = Field(0, ge=0)
     tokenizer: Literal["byte", "char", "bpe", "gpt2"] = "bpe"
     vocab_size: int = Field(512, ge=258, le=65_536)  # bpe: size to train, special token included
-    # rows begin at a document, cut the token stream evenly, or (in training) begin anywhere in it
-    rows: Literal["documents", "stream", "random"] = "documents"
+    # rows begin at a document, or cut the token stream evenly; ordered: unshuffled in training; random: begin anywhere
+    rows: Literal["documents", "stream", "ordered", "random"] = "documents"
+    max_document: int = Field(0, ge=0)  # training: tokens of a document that are kept, its eot aside; 0: all
     seed: int = Field(0, ge=0)  # stories: seed of the writer; never the seed of a run
 
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"encoding={encoding!r} is not known; e.g. utf-8, utf-16-le, latin-1, cp1252") from None
+        return encoding
+
     @model_validator(mode="after")
-    def _text_needs_a_path(self) -> "DataConfig":
+    def _corpus_has_what_it_needs(self) -> "DataConfig":
         if self.corpus == "text" and not self.path:
-            raise ValueError("corpus 'text' needs data.path: a .txt or .jsonl file, or a folder of them")
+            raise ValueError(
+                "corpus 'text' needs data.path: a .txt, .jsonl or .parquet file, a folder of them or a glob"
+            )
+        if self.corpus == "fineweb10B" and self.tokenizer != "gpt2":
+            raise ValueError("corpus 'fineweb10B' is published as tokens of GPT-2; set data.tokenizer=gpt2")
         return self
 
 
@@ -300,6 +328,16 @@ class EvalConfig(Section):
     every: int = Field(20, ge=0)  # steps between cheap evaluations for the curve; 0: only at the end
     rows: int = Field(32, ge=1)  # validation rows of a cheap evaluation; the last one always takes all
     sample_tokens: int = Field(0, ge=0)  # length of the sample written by the finished model
+    hellaswag: str = ""  # asked of the finished model: a .jsonl, llm.c's eval .bin, "tiny" (24 hand-made); empty: off
+    hellaswag_scoring: Literal["llm.c", "prefix"] = "llm.c"  # what is an ending: see gptlib/hellaswag.py
+
+    @model_validator(mode="after")
+    def _hellaswag_can_be_read(self) -> "EvalConfig":
+        if self.hellaswag not in ("", "tiny") and not self.hellaswag.endswith((".jsonl", ".bin")):
+            raise ValueError(f"eval.hellaswag={self.hellaswag}: give a .jsonl, an eval .bin, tiny, or nothing")
+        if self.hellaswag.endswith(".bin") and self.hellaswag_scoring == "prefix":
+            raise ValueError("eval.hellaswag_scoring=prefix encodes whole texts, a .bin has tokens; give the .jsonl")
+        return self
 
 
 class HardwareConfig(Section):

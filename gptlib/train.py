@@ -24,8 +24,9 @@ from gptlib.checkpoint import save_checkpoint
 from gptlib.data.dataset import Dataset, open_dataset
 from gptlib.data.loader import Batch, TrainingStream
 from gptlib.device import Place, take_place
-from gptlib.evaluate import Evaluation, evaluate, generate
+from gptlib.evaluate import Evaluation, evaluate, evaluate_hellaswag, generate
 from gptlib.fields import RunConfig
+from gptlib.hellaswag import open_questions
 from gptlib.memory import memory_report
 from gptlib.model import GPT
 from gptlib.muon import muon_precision
@@ -48,6 +49,8 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
     steps, every = config.train.steps, config.eval.every
     log_every = -(-steps // MAX_LOGGED_STEPS)
     limit = DIVERGED_FACTOR * math.log(dataset.vocab_size)
+    # opened before the first step, so that a file that will not do costs no training
+    questions = open_questions(config.eval, dataset.tokenizer, config.model.seq_len) if config.eval.hellaswag else None
     seconds, tokens, loss, row, best = 0.0, 0, float("nan"), dict[str, Any](), float("inf")
 
     def outcome(status: str, step: int) -> dict[str, Any]:
@@ -105,7 +108,11 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
         }
     memory = memory_report(model, optimizers, batch, max(1, micro_tokens // length), place)
     finals = _finals(evaluation, best, seconds, tokens, config)
-    return model, {**outcome("finished", steps), **finals, "memory": memory}
+    result = {**outcome("finished", steps), **finals, "memory": memory}
+    if questions:
+        scores = evaluate_hellaswag(model, questions, config, place)
+        result |= {"hellaswag": scores, "hellaswag_error": 1 - scores["acc_norm"]}  # lower is better, as of a loss
+    return model, result
 
 
 def build(config: RunConfig, dataset: Dataset, seed: int, place: Place) -> tuple[GPT, list[torch.optim.Optimizer]]:

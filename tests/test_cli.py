@@ -1,7 +1,9 @@
 """The command: one line and a status for everything that can go wrong."""
 
+import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +19,9 @@ def gptlib(monkeypatch, capsys, outputs, overrides):
 
     def call(*arguments):
         sets = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
-        sets = sets if arguments[0] in ("train", "data") else []
-        place = ["--outputs", str(outputs)] if arguments[0] != "sample" else []
+        on_files = arguments[0] == "sample" or arguments[:2] in (("data", "verify"), ("data", "export"))
+        sets = sets if arguments[0] in ("train", "data") and not on_files else []
+        place = [] if on_files else ["--outputs", str(outputs)]
         monkeypatch.setattr(sys, "argv", ["gptlib", *arguments, *sets, *place])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -49,6 +52,9 @@ def in_process(run):
         (["train", "smoke", "--study", "a/b"], "study='a/b': use up to 80 letters"),
         (["data", "smoke", "--set", "data.corpus=text"], "needs data.path"),
         (["study", "quikstart"], "did you mean 'quickstart'"),
+        (["data", "prepare", "smke"], "did you mean 'smoke'"),
+        (["data", "verify", "nowhere"], "nowhere: no such file or folder; name a dataset's folder"),
+        (["data", "export", "nowhere", "here"], "manifest.json: missing or unreadable"),
         (["sample", "nowhere"], "no such record"),
     ],
 )
@@ -75,7 +81,40 @@ def test_training_sampling_and_reporting(gptlib, launched, outputs):
 
 
 def test_the_dataset_is_named(gptlib, dataset_path, outputs):
-    assert gptlib("data", "smoke")[:2] == (0, f"{outputs / 'data' / dataset_path.name}\n")
+    printed = f"{outputs / 'data' / dataset_path.name}\n"
+    assert gptlib("data", "smoke")[:2] == (0, printed)
+    assert gptlib("data", "prepare", "smoke")[:2] == (0, printed)
+    assert gptlib("data", "--set", "data.rows=stream", "smoke")[:2] == (0, printed), "options may come first"
+
+
+def test_a_dataset_is_verified(gptlib, dataset_path, tmp_path):
+    status, out, error = gptlib("data", "verify", str(dataset_path))
+    assert (status, error) == (0, "") and out.count("\n") >= 10
+    assert all(line.startswith("OK ") for line in out.splitlines())
+    copy = shutil.copytree(dataset_path, tmp_path / "copy")
+    (copy / "val_000000.bin").write_bytes((copy / "val_000000.bin").read_bytes()[:-2])
+    status, out, error = gptlib("data", "verify", str(copy))
+    assert status == 2 and "WRONG val_000000.bin: truncated or altered" in out and "OK    train: 1 of 1 shards" in out
+    wrong = sum(line.startswith("WRONG ") for line in out.splitlines())
+    assert error == f"gptlib: {copy}: {wrong} of {len(out.splitlines())} checks found something wrong\n"
+
+
+def test_a_file_of_nanogpts_is_verified_against_a_vocabulary(gptlib, tmp_path):
+    np.arange(9, dtype="<u2").tofile(tmp_path / "val.bin")
+    assert gptlib("data", "verify", str(tmp_path / "val.bin"))[0] == 2
+    assert gptlib("data", "verify", str(tmp_path / "val.bin"), "--headerless", "--vocab-size", "9")[0] == 0
+    assert gptlib("data", "verify", str(tmp_path / "val.bin"), "--headerless", "--vocab-size", "8")[0] == 2
+
+
+def test_a_dataset_is_exported(gptlib, dataset_path, tiny_dataset, tmp_path):
+    status, out, _ = gptlib("data", "export", str(dataset_path), str(tmp_path / "npy"))
+    names = [tmp_path / "npy" / f"{split}_tokens.npy" for split in ("train", "val")]
+    assert status == 0 and out.split() == [str(name) for name in names]
+    for split, name in zip(("train", "val"), names, strict=True):
+        assert np.array_equal(np.load(name), np.concatenate(tiny_dataset.tokens(split)))
+    (tmp_path / "file").write_text("x")
+    status, _, error = gptlib("data", "export", str(dataset_path), str(tmp_path / "file"))
+    assert status == 2 and "choose another folder" in error and error.count("\n") == 1
 
 
 def test_failed_runs_are_status_1(gptlib, launched):

@@ -190,7 +190,7 @@ def test_lists_and_words_of_a_file_are_overrides_too():
         (["model.norm_bias=true"], "model.norm_bias=true needs norm=layer"),
         (["model.window_pattern=SX"], "model.window_pattern='SX': String should match pattern"),
         (["model.dropout=1"], "model.dropout=1: Input should be less than 1"),
-        (["data.rows=shuffled"], "data.rows='shuffled': Input should be 'documents', 'stream' or 'random'"),
+        (["data.rows=shuffled"], "data.rows='shuffled': Input should be 'documents', 'stream', 'ordered' or 'random'"),
     ],
 )
 def test_a_switch_that_does_not_fit_is_one_line_with_its_remedy(overrides, message):

@@ -2,6 +2,7 @@
 
     outputs/data/<corpus>-<8 hex of what decides it>/
         train_000000.bin ... val_000000.bin ...   token shards: eot before every document and at the shard's end
+                                                  (those of fineweb10B as published: documents go on in the next)
         tokenizer.json  token_bytes.npy           the tokenizer, and how many bytes each id stands for
         val_nll.npy                               stories: exact -ln p of each validation document, nats
         manifest.json                             size and SHA-256 of every file, counts, source
@@ -10,13 +11,14 @@ The folder is written under another name and renamed as the last act: where it e
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,17 @@ import filelock
 import numpy as np
 
 from gptlib.config import ConfigError, fingerprint
-from gptlib.data.corpora import Corpus, open_corpus, source_key
+from gptlib.data.corpora import Corpus, fetch_token_shards, open_corpus, source_key
 from gptlib.data.shards import read_shard, sha256_file, write_shard
-from gptlib.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gptlib.data.texts import in_batches, spread_sample
+from gptlib.data.tokenizers import Tokenizer, build_tokenizer, encode_stream, load_tokenizer, usable_threads
 from gptlib.fields import DataConfig
 from gptlib.records import RecordError, read_json, write_json
 
 SCHEMA_VERSION = 1
 SHARD_TOKENS = 100_000_000
+SAMPLE_CHARACTERS = 100_000_000  # of training text that a BPE is trained on
+COUNTED_TOKENS = 10_000_000  # of a published shard, at a time
 SPLITS = ("train", "val")
 REMEDY = "delete the folder and run again"
 
@@ -53,22 +58,23 @@ def prepare_dataset(config: DataConfig, outputs: Path, say: Callable[[str], None
             if not (folder / "manifest.json").exists():
                 _make(folder, config, say)
     except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another `outputs`"
-        ) from None
+        # NumPy gives no number where a file breaks off: "270002 requested and 153088 written"
+        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "nothing is left of it; make room or choose another `outputs`" if full else "choose another `outputs`"
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror or error}); {remedy}") from None
     return folder
 
 
 def _make(folder: Path, config: DataConfig, say: Callable[[str], None]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder}: has no manifest.json; {REMEDY}")
+    for left in folder.parent.glob(f".{folder.name}.*/"):  # by a maker that was killed; the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
     say(f"preparing {folder.name}: reading the corpus {config.corpus}")
-    corpus = open_corpus(config, folder.parent / "downloads")
-    say(f"building the {config.tokenizer} tokenizer")
-    tokenizer = build_tokenizer(config, corpus.train + corpus.val if config.tokenizer == "char" else corpus.train)
+    write = _take_shards if config.corpus == "fineweb10B" else _write_corpus
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        manifest = _write_files(temporary, corpus, tokenizer, say)
+        manifest = write(temporary, config, folder.parent / "downloads", say)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
         os.rename(temporary, folder)
@@ -77,41 +83,84 @@ def _make(folder: Path, config: DataConfig, say: Callable[[str], None]) -> None:
     say(f"{folder.name}: " + ", ".join(f"{manifest['splits'][s]['tokens']:,} {s} tokens" for s in SPLITS))
 
 
-def _write_files(folder: Path, corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything but the manifest, which is returned."""
-    splits = {}
-    for split, documents in (("train", corpus.train), ("val", corpus.val)):
-        say(f"encoding {len(documents):,} {split} documents")
-        splits[split] = _write_split(folder, split, documents, tokenizer)
+def _manifest(
+    folder: Path, source: dict[str, Any], tokenizer: Tokenizer, splits: dict[str, Any], val_nll: np.ndarray | None
+) -> dict[str, Any]:
+    """Written at last; writes what the shards need beside them."""
     tokenizer.save(folder / "tokenizer.json")
     np.save(folder / "token_bytes.npy", tokenizer.token_bytes())
-    if corpus.val_nll is not None:
-        np.save(folder / "val_nll.npy", corpus.val_nll)
+    if val_nll is not None:
+        np.save(folder / "val_nll.npy", val_nll)
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(folder.iterdir())
     }
     return {
         "schema_version": SCHEMA_VERSION,
-        "hash": _content_hash(files, splits, tokenizer.hash, corpus.val_nll),
-        "source": corpus.source,
+        "hash": _content_hash(files, splits, tokenizer.hash, val_nll),
+        "source": source,
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash},
         "splits": splits,
         "files": files,
     }
 
 
-def _write_split(folder: Path, split: str, documents: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+# --- from text --------------------------------------------------------------------------------------------------
+
+
+def _write_corpus(folder: Path, config: DataConfig, cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything but the manifest, which is returned."""
+    corpus = open_corpus(config, cache, say)
+    say(f"building the {config.tokenizer} tokenizer")
+    tokenizer = build_tokenizer(config, _tokenizer_texts(config, corpus))
+    splits = {}
+    for split, documents in (("train", corpus.train), ("val", corpus.val)):
+        count = f"{len(documents):,}" if isinstance(documents, Sized) else "the"
+        say(f"encoding {count} {split} documents")
+        splits[split] = _write_split(folder, split, documents, tokenizer)
+    return _manifest(folder, corpus.source, tokenizer, splits, corpus.val_nll)
+
+
+def _tokenizer_texts(config: DataConfig, corpus: Corpus) -> list[str]:
+    """What the tokenizer is built from: for char every character once, for bpe a sample of the training text."""
+    if config.tokenizer == "char":
+        everything = itertools.chain(corpus.train, corpus.val)
+        return ["".join(sorted(set().union(*batch))) for batch in in_batches(everything, SAMPLE_CHARACTERS)]
+    return spread_sample(corpus.train, SAMPLE_CHARACTERS) if config.tokenizer == "bpe" else []
+
+
+class _Counted:
+    """Documents on their way, counted."""
+
+    def __init__(self, documents: Iterable[str]) -> None:
+        self._documents = documents
+        self.documents = self.bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._documents:
+            self.documents += 1
+            self.bytes += len(text.encode())
+            yield text
+
+
+def _write_split(folder: Path, split: str, documents: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
     shards: list[str] = []
     tokens = 0
-    for shard in _fill_shards(tokenizer.encode_batch(documents), tokenizer.eot):
+    counted = _Counted(documents)
+    for shard in _fill_shards(encode_stream(tokenizer, counted, usable_threads(), f"encoding {split}"), tokenizer.eot):
         shards.append(f"{split}_{len(shards):06d}.bin")
         tokens += len(shard)
         write_shard(folder / shards[-1], shard)
-    size = sum(len(text.encode()) for text in documents)
-    return {"documents": len(documents), "tokens": tokens, "bytes": size, "shards": shards}
+    # eot is the last id and in every shard
+    return {
+        "documents": counted.documents,
+        "tokens": tokens,
+        "bytes": counted.bytes,
+        "max_token": tokenizer.eot,
+        "shards": shards,
+    }
 
 
-def _fill_shards(documents: Sequence[np.ndarray], eot: int) -> Iterator[np.ndarray]:
+def _fill_shards(documents: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarray]:
     """Shards of whole documents, about SHARD_TOKENS each; a document longer than that gets a shard of its own."""
     separator = np.array([eot], dtype=np.uint16)
     parts: list[np.ndarray] = []
@@ -123,6 +172,76 @@ def _fill_shards(documents: Sequence[np.ndarray], eot: int) -> Iterator[np.ndarr
         parts += [separator, tokens]
         filled += 1 + len(tokens)
     yield np.concatenate([*parts, separator])
+
+
+# --- from published tokens --------------------------------------------------------------------------------------
+
+
+def _take_shards(folder: Path, config: DataConfig, cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Published shards, linked or copied, with GPT-2's tokenizer; everything but the manifest, which is returned."""
+    tokenizer = build_tokenizer(config, [])
+    train, val = fetch_token_shards(config, cache, say)
+    say("counting the tokens")
+    for number, path in enumerate(train):
+        _link(path, folder / f"train_{number:06d}.bin")
+    target = folder / "val_000000.bin"
+    if config.val_tokens:
+        write_shard(target, _first_tokens(val, config.val_tokens + 1))
+    else:
+        _link(val, target)
+    splits = {}
+    for split, sources in (("train", train), ("val", [val])):
+        names = [f"{split}_{number:06d}.bin" for number in range(len(sources))]
+        splits[split] = _count_split(folder, names, sources, tokenizer)
+    return _manifest(folder, source_key(config), tokenizer, splits, None)
+
+
+def _first_tokens(path: Path, count: int) -> np.ndarray:
+    tokens = _published_shard(path, path)
+    if len(tokens) < count:
+        raise ConfigError(f"data.val_tokens={count - 1}: {path} predicts only {len(tokens) - 1:,}; give at most that")
+    return np.asarray(tokens[:count])
+
+
+def _link(source: Path, target: Path) -> None:
+    """One file under two names, or a copy where that cannot be."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _published_shard(path: Path, source: Path) -> np.ndarray:
+    try:
+        return read_shard(path)
+    except ValueError as error:
+        raise ConfigError(str(error).replace(str(path), str(source))) from None
+
+
+def _count_split(folder: Path, names: list[str], sources: list[Path], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the manifest says of a split. Raises ConfigError for half a shard, a wrong header or an unknown token."""
+    counts = np.zeros(2**16, dtype=np.int64)
+    for name, source in zip(names, sources, strict=True):
+        tokens = _published_shard(folder / name, source)
+        for start in range(0, len(tokens), COUNTED_TOKENS):
+            piece = tokens[start : start + COUNTED_TOKENS]
+            counts += np.bincount(piece, minlength=len(counts))
+            if counts[tokenizer.vocab_size :].any():
+                at = start + int(np.argmax(piece >= tokenizer.vocab_size))
+                raise ConfigError(
+                    f"{source}: token {tokens[at]} at position {at}, but the vocabulary of {tokenizer.kind} ends at "
+                    f"{tokenizer.vocab_size - 1}; fetch the file again"
+                )
+    return {
+        "documents": int(counts[tokenizer.eot]),
+        "tokens": int(counts.sum()),
+        "bytes": int(counts[: tokenizer.vocab_size] @ tokenizer.token_bytes()),
+        "max_token": int(np.flatnonzero(counts)[-1]),
+        "shards": names,
+    }
+
+
+# --- identity ---------------------------------------------------------------------------------------------------
 
 
 def _content_hash(files: dict[str, Any], splits: dict[str, Any], tokenizer: str, val_nll: np.ndarray | None) -> str:
@@ -181,6 +300,15 @@ class Dataset:
         return float(self.val_nll.sum() / (self.manifest["splits"]["val"]["tokens"] - len(self._shards["val"])))
 
 
+def require_batch(dataset: Dataset, rows: int, needed: int, length: int) -> None:
+    """Raises ValueError where a batch of `needed` rows of `length` tokens would hold a row twice."""
+    if rows < needed:
+        raise ValueError(
+            f"{dataset.path}: {rows} training rows of model.seq_len={length}, fewer than the {needed} of one batch; "
+            "add text, or lower train.batch_rows or model.seq_len"
+        )
+
+
 def open_dataset(path: Path) -> Dataset:
     """Open a prepared folder. Raises ValueError naming the file that is missing, truncated or altered, and a remedy."""
     try:
@@ -196,6 +324,12 @@ def open_dataset(path: Path) -> Dataset:
     tokenizer = load_tokenizer(path / "tokenizer.json")
     if tokenizer.hash != expected:
         raise ValueError(f"{path / 'tokenizer.json'}: not the tokenizer that the shards were written with; {REMEDY}")
+    highest = max(split.get("max_token", 0) for split in manifest["splits"].values())
+    if highest >= tokenizer.vocab_size:
+        raise ValueError(
+            f"{path / 'manifest.json'}: tokens up to {highest}, but the vocabulary of {tokenizer.kind} ends at "
+            f"{tokenizer.vocab_size - 1}; {REMEDY}"
+        )
     return Dataset(path, manifest, tokenizer)
 
 

@@ -1,5 +1,6 @@
 """Figures for notebooks, reports and papers: frames and plain values in, matplotlib Figures out, no pyplot state."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from gptlib.data.dataset import Dataset
+from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.schedules import rates
 from gptlib.stats.compare import Comparison
@@ -202,7 +204,8 @@ def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
     """Histogram of the validation documents' lengths in tokens, with the context."""
     lengths = np.array([len(document) for document in dataset.documents("val")])
     figure, axes = _axes("Length of the validation documents", (7.6, 3.2), None)
-    axes.hist(lengths, bins=min(40, max(5, len(lengths) // 8)), color=PALETTE[0])
+    wide = max(1.0, lengths.max() / 40, float(np.ptp(lengths)) / max(5, len(lengths) // 8))
+    axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2 * wide, wide).tolist(), color=PALETTE[0])
     axes.axvline(seq_len, color=INK, ls="--", label=f"context ({seq_len} tokens)")
     axes.set(xlabel="length (tokens)", ylabel="documents", xlim=(0, None))
     _legend(figure, None)
@@ -210,12 +213,33 @@ def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
 
 
 def token_frequencies(dataset: Dataset) -> Figure:
-    """How often each token occurs in the training text, by rank, both logarithmic."""
+    """How often each token occurs in the training text, by rank, both logarithmic, beside Zipf's law."""
     counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in dataset.tokens("train"))
     figure, axes = _axes("Token frequencies in the training text", (7.6, 3.2), None)
     ranked = np.sort(np.asarray(counts))[::-1]
-    axes.loglog(np.arange(1, 1 + np.count_nonzero(ranked)), ranked[ranked > 0], color=PALETTE[0], lw=2)
-    axes.set(xlabel="rank", ylabel="occurrences")
+    ranks, ranked = np.arange(1, 1 + np.count_nonzero(ranked)), ranked[ranked > 0]
+    axes.loglog(ranks, ranked, color=PALETTE[0], lw=2, label="tokens")
+    axes.loglog(ranks, ranked[0] / ranks, color=GREY, lw=1, ls="--", label="Zipf: first / rank")
+    axes.set(xlabel="rank", ylabel="occurrences", ylim=(0.7, None))
+    _legend(figure, None)
+    return figure
+
+
+def tokenizer_efficiency(found: Sequence[Efficiency]) -> Figure:
+    """Bytes per token over the size of the vocabulary, a named point per tokenizer: up is shorter, right is larger."""
+    figure, axes = _axes("What a vocabulary buys", (7.6, 3.6), None)
+    ranked = sorted(found, key=lambda e: e.vocab_size)
+    sizes, reach = [e.vocab_size for e in ranked], [e.bytes_per_token for e in ranked]
+    axes.plot(sizes, reach, color=GREY, lw=0.8, ls=":", zorder=1)
+    for number, (e, colour) in enumerate(zip(ranked, itertools.cycle(PALETTE), strict=False)):
+        axes.plot(e.vocab_size, e.bytes_per_token, "o", ms=8, color=colour, label=f"{e.name}: {e.tokens:,} tokens")
+        place = (0, 9) if number % 2 == 0 else (0, -16)
+        axes.annotate(e.name, (e.vocab_size, e.bytes_per_token), place, textcoords="offset points", ha="center", size=9)
+    axes.set_xscale("log")
+    axes.margins(0.12, 0.25)
+    axes.set_ylim(0, None)
+    axes.set(xlabel="vocabulary (entries)", ylabel="bytes per token")
+    _legend(figure, "of the same text")
     return figure
 
 

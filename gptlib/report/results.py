@@ -29,7 +29,8 @@ def study_results(outputs: Path, study: str, stage: str = "full") -> dict[str, A
     if not experiments:
         raise RecordError(f"{outputs / study / stage}: no finished experiment; run the study first")
     config = read_json(outputs / study / stage / "baseline" / "config.json")["config"]
-    config["data"]["path"] = Path(config["data"]["path"]).name  # the place is the machine's, the folder's name is not
+    for section, key in (("data", "path"), ("eval", "hellaswag")):  # the place is the machine's, the name is not
+        config[section][key] = Path(config[section].get(key, "")).name
     return {
         "study": study,
         "stage": stage,

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gptlib.data.dataset import Dataset
+from gptlib.data.tokenizers import Efficiency
 from gptlib.matching import TOLERANCE
 from gptlib.stats.compare import Comparison, holm
 from gptlib.study.arms import GridPoint, best_point
@@ -85,7 +86,12 @@ def matched_table(
 
 
 def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per experiment, from the contents of summary.json files; mean over seeds ± half the interval."""
+    """One row per experiment, from the contents of summary.json files; mean over seeds ± half the interval.
+
+    HellaSwag has a column where one of them was asked, with the scoring and the tokenizer that its figure goes by.
+    """
+    summaries = list(summaries)
+    asked = any(lookup(s, "statistics", "hellaswag") for s in summaries)
     rows = [
         {
             "experiment": lookup(s, "experiment_name") or MISSING,
@@ -94,6 +100,7 @@ def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "val loss (nats/token)": mean_text(lookup(s, "statistics", "val_loss")),
             "excess": mean_text(lookup(s, "statistics", "excess")),
             "bits/byte": number(lookup(s, "statistics", "bits_per_byte", "mean")),
+            **({"HellaSwag acc_norm": hellaswag_text(lookup(s, "statistics", "hellaswag"))} if asked else {}),
             "time (s)": number(lookup(s, "statistics", "time", "mean"), "{:.1f}"),
             "tokens/s": number(lookup(s, "tokens_per_second"), "{:,.0f}"),
             "verdict": lookup(s, "comparison", "verdict") or MISSING,
@@ -177,6 +184,40 @@ def dataset_table(dataset: Dataset) -> pd.DataFrame:
     return _indexed(rows, "split")
 
 
+def shard_table(dataset: Dataset) -> pd.DataFrame:
+    """The token files of a dataset: tokens, bytes and the beginning of the checksum."""
+    rows = [
+        {
+            "shard": name,
+            "split": split,
+            "tokens": f"{len(tokens):,}",
+            "bytes": f"{dataset.manifest['files'][name]['bytes']:,}",
+            "SHA-256": f"{dataset.manifest['files'][name]['sha256'][:16]}…",
+        }
+        for split, counts in dataset.manifest["splits"].items()
+        for name, tokens in zip(counts["shards"], dataset.tokens(split), strict=True)
+    ]
+    return _indexed(rows, "shard")
+
+
+def tokenizer_table(found: Iterable[Efficiency]) -> pd.DataFrame:
+    """A row per tokenizer, all built from one sample and measured on one text."""
+    rows = [
+        {
+            "tokenizer": e.name,
+            "vocabulary": f"{e.vocab_size:,}",
+            "tokens": f"{e.tokens:,}",
+            "bytes/token": f"{e.bytes_per_token:.2f}",
+            "1 nat/token in bits/byte": f"{e.bits_per_nat:.3f}",
+            "bits/byte by frequency": f"{e.unigram_bits:.3f}",
+            "built in (s)": f"{e.build_seconds:.2f}",
+            "encoded (MB/s)": f"{e.bytes / 1e6 / e.encode_seconds:.1f}",
+        }
+        for e in found
+    ]
+    return _indexed(rows, "tokenizer")
+
+
 def expectation_table(answers: Iterable[tuple[Ablation, Comparison]]) -> pd.DataFrame:
     """What was expected of each ablation before it ran, and what came."""
     rows = [
@@ -207,6 +248,12 @@ def plus_minus(mean: Any, half: Any, sign: bool = False) -> str:
 def mean_text(statistics: Any) -> str:
     """Mean ± half the width of the interval, from the statistics {"mean", "ci_95": [low, high]} of a summary."""
     return plus_minus(lookup(statistics, "mean"), half_width(*(lookup(statistics, "ci_95") or (None, None))))
+
+
+def hellaswag_text(scores: Any) -> str:
+    """`0.2955 ± 0.0012 (llm.c, gpt2)`: mean over seeds with its interval, scoring, tokenizer."""
+    text = mean_text(lookup(scores, "acc_norm"))
+    return text if text == MISSING else f"{text} ({lookup(scores, 'scoring')}, {lookup(scores, 'tokenizer')})"
 
 
 def half_width(low: float | None, high: float | None) -> float | None:

@@ -7,7 +7,7 @@ same fingerprint are kept, missing and failed ones are run, and a folder of some
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import pandas as pd
 
 from gptlib import records
 from gptlib.accounting import parameters_by_part, planned_costs
+from gptlib.config import ConfigError
 from gptlib.data.dataset import open_dataset
+from gptlib.hellaswag import open_questions
 from gptlib.launch import launch, record_failure
 from gptlib.matching import confounders
 from gptlib.stats.compare import Comparison, mean_interval, no_comparison, two_sample
@@ -26,8 +28,10 @@ from gptlib.study.plan import Plan
 def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = False) -> "Experiment":
     """Run what is missing of `plan`; afterwards every run has a result, failed and diverged ones included.
 
-    `wait` waits for another process that works on the same experiment; otherwise it is refused (RecordError).
+    `wait` waits for another process that works on the same experiment; otherwise it is refused (RecordError). Raises
+    ConfigError where the metric of the analysis would not be measured, ValueError where HellaSwag cannot be asked.
     """
+    _check_hellaswag(plan)
     assert not (plan.arms and plan.arms.pending), "its tuning comes first"
     with records.exclusive(plan.folder.parent / f".{plan.variant}", wait):
         _make_room(plan)
@@ -39,6 +43,18 @@ def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = Fa
             launch(pending, plan.config.hardware, poll)
         _collect(plan)
     return Experiment(plan)
+
+
+def _check_hellaswag(plan: Plan) -> None:
+    """What every run would fail on, or nobody would find before the last has ended."""
+    asked = plan.config.eval
+    if asked.hellaswag and not plan.is_complete():
+        open_questions(asked, open_dataset(plan.dataset).tokenizer, plan.config.model.seq_len)
+    if plan.ablation and plan.ablation.analysis.metric == "hellaswag_error" and not asked.hellaswag:
+        raise ConfigError(
+            "analysis.metric=hellaswag_error is not measured while eval.hellaswag is empty; give it a file among the "
+            "overrides, for both arms"
+        )
 
 
 def _make_room(plan: Plan) -> None:
@@ -173,6 +189,14 @@ class Experiment:
         values = list(self.finals(metric).values())
         return statistics.stdev(values) if len(values) > 1 else float("nan")
 
+    def hellaswag(self) -> dict[str, Any] | None:
+        """Statistics of both accuracies over the finished seeds, and what they are named with; None: not asked for."""
+        scores = [r["hellaswag"] for r in self.results if r["status"] == "finished" and r.get("hellaswag")]
+        if not scores:
+            return None
+        named = {key: scores[0][key] for key in ("scoring", "tokenizer", "file", "hash", "items", "cut_rows")}
+        return named | {key: _spread([score[key] for score in scores]) for key in ("acc", "acc_norm")}
+
     def costs(self) -> dict[str, float]:
         """Planned costs of one run, and what its runs took on average: seconds, MFU, memory of tensors and process."""
         values = planned_costs(self.plan.config, open_dataset(self.plan.dataset).vocab_size)
@@ -185,7 +209,7 @@ class Experiment:
         return {key: statistics.fmean(run[key] for run in runs) for key in keys}
 
     def describe(self) -> str:
-        """The four lines that sum an experiment up: runs, mean loss with its spread, 95 % interval, best."""
+        """The lines that sum an experiment up: runs, mean loss with its spread, 95 % interval, best, HellaSwag."""
         values = list(self.finals().values())
         lines = [f"Runs: {len(values)}/{len(self.results)}"]
         if values:
@@ -194,6 +218,9 @@ class Experiment:
             if interval.low is not None:
                 lines.append(f"95% CI (Student t): [{interval.low:.4f}, {interval.high:.4f}]")
             lines.append(f"Best validation loss: {min(self.finals('best_val_loss').values()):.4f}")
+        if asked := self.hellaswag():
+            named = f"{asked['scoring']} scoring, {asked['tokenizer']} tokens, {asked['items']} items"
+            lines.append(f"HellaSwag acc_norm: {asked['acc_norm']['mean']:.4f} ({named})")
         return "\n".join(lines)
 
 
@@ -272,11 +299,12 @@ def summarise(
             "successful_runs": experiment.count("finished"),
             "diverged_runs": experiment.count("diverged"),
             "failed_runs": experiment.count("failed"),
-            "val_loss": _spread(experiment, "final_val_loss")
+            "val_loss": _spread(experiment.finals().values())
             | {"best": min(experiment.finals("best_val_loss").values(), default=None)},
-            "excess": _spread(experiment, "excess") or None,
+            "excess": _spread(experiment.finals("excess").values()) or None,
             "floor": next(iter(experiment.finals("floor").values()), None),
-            "bits_per_byte": _spread(experiment, "bits_per_byte"),
+            "bits_per_byte": _spread(experiment.finals("bits_per_byte").values()),
+            "hellaswag": experiment.hellaswag(),
             "time": {
                 "mean": statistics.fmean(seconds),
                 "std": statistics.stdev(seconds) if len(seconds) > 1 else None,
@@ -300,9 +328,9 @@ def summarise(
     return summary
 
 
-def _spread(experiment: Experiment, metric: str) -> dict[str, Any]:
+def _spread(finals: Iterable[float]) -> dict[str, Any]:
     """Statistics of a final value over the finished seeds; `ci_95` is the Student-t interval of the mean."""
-    values = list(experiment.finals(metric).values())
+    values = list(finals)
     if not values:
         return {}
     interval = mean_interval(values)

@@ -44,10 +44,12 @@ class Expectation(Section):
 class Analysis(Section):
     """How the question will be judged; declared, hashed and stored before the first run."""
 
-    metric: Literal["final_val_loss"] = "final_val_loss"
+    # of the finished runs, lower is better; hellaswag_error is 1 - acc_norm and needs eval.hellaswag in both arms
+    metric: Literal["final_val_loss", "hellaswag_error"] = "final_val_loss"
     test: Literal["paired", "welch"] = "welch"
     alpha: float = Field(0.05, gt=0, lt=0.5)
-    margin: float = Field(0.0, ge=0)  # nats/token: the smallest difference that matters; 0: no claim of equivalence
+    # the smallest difference that matters, in nats/token or as a share of the items; 0: no claim of equivalence
+    margin: float = Field(0.0, ge=0)
 
 
 class Ablation(Section):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gptlib.data import loader as module
 from gptlib.data.dataset import Dataset, open_dataset, prepare_dataset
 from gptlib.data.loader import (
     Batch,
     Rows,
     TrainingStream,
+    permuted,
     recut,
     training_batches,
     training_rows,
@@ -26,15 +28,19 @@ from gptlib.fields import DataConfig, RunConfig
 from gptlib.streams import stream_seed
 
 
-def run_config(rows: str, seq_len: int = 32, batch_rows: int = 8) -> RunConfig:
-    return RunConfig.model_validate(
-        {"data": {"rows": rows}, "model": {"seq_len": seq_len}, "train": {"batch_rows": batch_rows}}
-    )
+def run_config(rows: str, seq_len: int = 32, batch_rows: int = 8, max_document: int = 0) -> RunConfig:
+    data = {"rows": rows, "max_document": max_document}
+    return RunConfig.model_validate({"data": data, "model": {"seq_len": seq_len}, "train": {"batch_rows": batch_rows}})
 
 
-@pytest.fixture(params=["stream", "documents", "random"])
-def config(request: pytest.FixtureRequest) -> RunConfig:
-    return run_config(request.param)
+@pytest.fixture(params=["stream", "documents", "random", "ordered", "long epochs", "cut documents"])
+def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Every way to train: "long epochs" permutes a stream by the formula, "cut documents" random windows of them."""
+    if request.param == "long epochs":
+        monkeypatch.setattr(module, "SORTED_ROWS", 0)
+        monkeypatch.setattr(module, "BLOCK_ROWS", 11)
+        return run_config("stream")
+    return run_config("random", max_document=11) if request.param == "cut documents" else run_config(request.param)
 
 
 def take(batches: Any, count: int) -> list[tuple[Batch, int]]:
@@ -176,14 +182,14 @@ def test_the_order_is_of_the_seeds_own_stream(lines_dataset: Dataset, kind: str)
     ]
 
 
-def test_more_rows_in_a_batch_than_in_an_epoch(tmp_path: Path) -> None:
+def test_more_rows_in_a_batch_than_in_an_epoch_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(map(chr, range(32, 127))) + "abcdefgh" * 8)
     data = DataConfig(corpus="text", path=str(tmp_path / "a.txt"), tokenizer="byte", rows="stream")
     dataset = open_dataset(prepare_dataset(data, tmp_path))
     config = run_config("stream", batch_rows=16)
     assert len(training_rows(dataset, config).starts) == 4
-    (batch, state), *_ = take(training_batches(dataset, config, 1), 1)
-    assert Counter(row.tobytes() for row in batch.inputs).most_common(1)[0][1] == 4 and state == 16
+    with pytest.raises(ValueError, match="4 training rows of model.seq_len=32, fewer than the 16 of one batch"):
+        next(training_batches(dataset, config, 1))
 
 
 def test_the_reading_thread_ends_with_the_generator(lines_dataset: Dataset, config: RunConfig) -> None:
@@ -196,10 +202,161 @@ def test_the_reading_thread_ends_with_the_generator(lines_dataset: Dataset, conf
 
 
 def test_an_error_while_reading_reaches_the_caller(lines_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object) -> None:
+        raise OSError("disk on fire")
+
     batches = training_batches(lines_dataset, run_config("stream"), seed=1)
-    monkeypatch.setattr(lines_dataset, "tokens", lambda _: [])
-    with pytest.raises(IndexError):
+    monkeypatch.setattr(module.Source, "read", unreadable)
+    with pytest.raises(OSError, match="disk on fire"):
         next(batches)
+
+
+def test_ordered_rows_are_those_of_a_stream_as_they_lie_epoch_after_epoch(lines_dataset: Dataset) -> None:
+    config = run_config("ordered", batch_rows=7)
+    rows = row_keys(training_rows(lines_dataset, config))
+    assert rows == row_keys(training_rows(lines_dataset, run_config("stream")))
+    shards = lines_dataset.tokens("train")
+    expected = [shards[s][a : a + 33].tolist() for s, a, _ in rows * 2]
+    for seed in (1, 2):
+        taken = take(training_batches(lines_dataset, config, seed), 2 * len(rows) // 7)
+        found = [[*i, t[-1]] for b, _ in taken for i, t in zip(b.inputs.tolist(), b.targets.tolist(), strict=True)]
+        assert found == expected[: len(found)]
+
+
+# --- long epochs ------------------------------------------------------------------------------------------------
+
+
+def keys(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**64, module.FEISTEL_ROUNDS, dtype=np.uint64)
+
+
+def test_the_formula_is_a_permutation_of_any_number_of_rows() -> None:
+    for count in [*range(1, 200), 1023, 1024, 1025, 9999, 131_073]:
+        found = permuted(np.arange(count), count, keys(count))
+        assert np.array_equal(np.sort(found), np.arange(count)), count
+
+
+def test_the_formula_finds_a_row_of_a_huge_epoch_alone() -> None:
+    for count in (10**7, 10**10, 2**40):
+        places = np.random.default_rng(1).integers(0, count, 1000)
+        together = permuted(places, count, keys(3))
+        assert together.min() >= 0 and together.max() < count
+        assert len(set(together.tolist())) == len(set(places.tolist()))
+        assert [int(permuted(places[i : i + 1], count, keys(3))[0]) for i in range(20)] == together[:20].tolist()
+
+
+def chi_square(values: np.ndarray, cells: int) -> float:
+    """p-value of `values` in [0, 1) being uniform."""
+    return float(stats.chisquare(np.bincount((values * cells).astype(int), minlength=cells)).pvalue)
+
+
+def looks(one: np.ndarray, two: np.ndarray) -> list[float]:
+    """p-values of what two random permutations, as shares of [0, 1), would show: steps, pairs, triples, beginnings."""
+    p_values = []
+    for lag in (1, 2, 447, 448, 449):  # the network's sides are 448 and 447
+        p_values.append(chi_square((one[lag:] - one[:-lag]) % 1, 100))
+        p_values.append(chi_square((np.floor(one[lag:] * 16) + one[:-lag]) / 16, 256))
+    triples = np.floor(one[:-2] * 8) * 64 + np.floor(one[1:-1] * 8) * 8 + np.floor(one[2:] * 8)
+    place = stats.pearsonr(np.arange(len(one)), one).pvalue
+    return [
+        *p_values,
+        chi_square(triples / 512, 512),
+        chi_square((one - two) % 1, 100),
+        chi_square(one[:5000], 50),
+        place,
+    ]
+
+
+def test_the_formula_shuffles_well() -> None:
+    """Nothing tells it from NumPy's permutations. (Of a permutation not every p-value is uniform.)"""
+    count, draw = 200_003, np.random.default_rng(1)
+    ours, theirs = [], []
+    for seed in range(8):
+        ours += looks(*(permuted(np.arange(count), count, keys(2 * seed + i)) / count for i in (0, 1)))
+        theirs += looks(*(draw.permutation(count) / count for _ in range(2)))
+    assert min(ours) > 1e-5 and stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    fixed = [int(np.sum(permuted(np.arange(500), 500, keys(seed)) == np.arange(500))) for seed in range(2000)]
+    assert abs(np.mean(fixed) - 1) < 5 / 2000**0.5, "one place in an epoch stays where it is"
+
+
+def test_every_order_of_few_rows_comes_alike() -> None:
+    found = Counter(tuple(permuted(np.arange(4), 4, keys(seed)).tolist()) for seed in range(6000))
+    assert len(found) == 24 and stats.chisquare(list(found.values())).pvalue > 1e-5
+
+
+def test_a_long_epoch_is_another_order_of_the_same_rows(
+    lines_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(seed: int, sort_up_to: int) -> list[bytes]:
+        monkeypatch.setattr(module, "SORTED_ROWS", sort_up_to)
+        monkeypatch.setattr(module, "BLOCK_ROWS", 10)
+        count = len(training_rows(lines_dataset, run_config("stream")).starts)
+        taken = take(training_batches(lines_dataset, run_config("stream", batch_rows=1), seed), 3 * count)
+        return [batch.inputs.tobytes() for batch, _ in taken]
+
+    long, other, short = rows(1, 0), rows(2, 0), rows(1, 10**6)
+    count = len(long) // 3
+    epochs = [long[:count], long[count : 2 * count], long[2 * count :]]
+    assert all(Counter(epoch) == Counter(short[:count]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, other[:count], short[:count]]}) == 5
+    assert long == rows(1, 0)
+
+
+def test_the_middle_of_a_huge_epoch_is_reached_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten million rows: neither the order of the epoch nor the numbers before a batch are ever made."""
+    asked: list[int] = []
+    raw = module._raw_numbers
+    monkeypatch.setattr(module, "_raw_numbers", lambda *a: asked.append(a[3]) or raw(*a))
+    rows = Rows(*(np.broadcast_to(np.int64(n), 10**7) for n in (0, 0, 32)), 0)
+    for place in (0, 5_000_000, 9_999_992):
+        places = np.arange(place, place + 8)
+        assert len(module._permuted(rows, 1, 7, places).starts) == 8
+        assert len(module._order(1, 7, 10**7, place // 4096, 4096)) <= 4096
+        drawn = module._random_places([10**9], 32)(rows, 1, 7, places)
+        assert drawn.starts.tolist() == (raw(1, 7, 0, place + 8)[place:] % np.uint64(10**9 - 32)).tolist()
+    assert max(asked) <= 8
+
+
+# --- documents that are cut -------------------------------------------------------------------------------------
+
+
+def cut_by_hand(tokens: np.ndarray, eot: int, longest: int) -> list[int]:
+    found = []
+    for start, end in [*document_spans(tokens, eot), (len(tokens) - 1, len(tokens))]:
+        found += tokens[start : min(end, start + 1 + longest)].tolist()
+    return found
+
+
+@pytest.mark.parametrize("longest", [1, 11, 40, 1000])
+def test_documents_are_cut_and_the_next_follows(lines_dataset: Dataset, longest: int) -> None:
+    for tokens in lines_dataset.tokens("train"):
+        expected = cut_by_hand(tokens, lines_dataset.eot, longest)
+        source = module.Source(tokens, lines_dataset.eot, longest)
+        assert source.size == len(expected)
+        assert source.documents.tolist() == [i for i, token in enumerate(expected) if token == lines_dataset.eot][:-1]
+        for start, count in itertools.product(range(0, len(expected), 7), (1, 2, 33, 100)):
+            found = source.read(start, min(count, len(expected) - start))
+            assert found.tolist() == expected[start : start + count]
+
+
+def test_a_shard_that_begins_and_ends_inside_documents_is_cut_too() -> None:
+    tokens = np.array([7, 7, 7, 7, 0, 1, 2, 3, 0, 4, 0, 5, 6, 7, 8], dtype=np.uint16)
+    source = module.Source(tokens, 0, 2)
+    assert source.read(0, source.size).tolist() == [7, 7, 7, 0, 1, 2, 0, 4, 0, 5, 6]
+    assert source.documents.tolist() == [3, 6], "as in a shard that is not cut, the last eot begins nothing"
+
+
+def test_rows_of_cut_documents_hold_more_of_them(lines_dataset: Dataset) -> None:
+    """Cut to 5 tokens, every row of 32 has the beginnings of at least five documents; validation stays as it is."""
+    for kind in ("documents", "stream", "ordered", "random"):
+        config = run_config(kind, max_document=5)
+        for batch, _ in take(training_batches(lines_dataset, config, seed=1), 5):
+            assert np.all(np.sum(batch.inputs == lines_dataset.eot, axis=1) >= 5)
+            assert kind != "documents" or np.all(batch.inputs[:, 0] == lines_dataset.eot)
+        uncut = run_config(kind)
+        assert row_keys(validation_rows(lines_dataset, config)) == row_keys(validation_rows(lines_dataset, uncut))
+        both = zip(*(validation_batches(lines_dataset, c, 3) for c in (config, uncut)), strict=True)
+        assert all(same(a, b) for a, b in both)
 
 
 # --- random windows ---------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Tokenizers against Hugging Face's own encoder and against plain Python."""
 
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +15,19 @@ import pytest
 import tiktoken
 import tiktoken.registry
 import tokenizers
+import tqdm
 
 from gptlib.config import ConfigError
 from gptlib.data import tokenizers as module
 from gptlib.data.stories import write_stories
-from gptlib.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from gptlib.data.tokenizers import (
+    Tokenizer,
+    build_tokenizer,
+    compare_tokenizers,
+    encode_stream,
+    gpt2_at_hand,
+    load_tokenizer,
+)
 from gptlib.fields import DataConfig
 
 TEXTS = [
@@ -153,13 +163,144 @@ def test_a_short_text_gives_a_small_bpe() -> None:
     assert small.decode(small.encode("abab cd")) == "abab cd"
 
 
-def test_a_large_batch_is_encoded_as_one_by_one(
-    bpe: Tokenizer, story_texts: list[str], monkeypatch: pytest.MonkeyPatch
+def test_code_and_prose_of_this_repository_give_the_ids_of_hugging_face(bpe: Tokenizer) -> None:
+    root = Path(__file__).parents[2]
+    files = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("gptlib/**/*.py"), *root.glob("tests/data/*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    assert sum(map(len, texts)) > 200_000
+    reference = hugging_face(bpe)
+    for path, text, ids in zip(files, texts, bpe.encode_batch(texts), strict=True):
+        assert ids.tolist() == reference.encode(text).ids, path
+
+
+# --- many documents ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 7)
+    monkeypatch.setattr(module, "CHUNK_CHARACTERS", 100)
+
+
+def mixed(story_texts: list[str]) -> list[str]:
+    """Documents of many lengths, among them empty ones, in a row too, and one that has no space to cut at."""
+    draw = random.Random(3)
+    noise = ["".join(draw.choices(" \n\t\x1c\u3000é.x1'🙂\u00a0", k=draw.randrange(90))) for _ in range(300)]
+    return ["", "", *TEXTS, *noise, "x" * 500, "", *story_texts[:60], "\n".join(story_texts[:9]), "", ""]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe"])
+def test_a_stream_is_encoded_as_one_by_one(
+    kind: str, workers: int, request: pytest.FixtureRequest, story_texts: list[str], small_pieces: None
 ) -> None:
-    monkeypatch.setattr(module, "PARALLEL_CHARACTERS", 10)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    documents = mixed(story_texts)
+    known = [*documents, "\x1c\u3000"]
+    tokenizer = request.getfixturevalue("bpe") if kind == "bpe" else build_tokenizer(DataConfig(tokenizer=kind), known)
+    found = list(encode_stream(tokenizer, iter(documents), workers))
+    assert all(ids.dtype == np.uint16 and ids.ndim == 1 for ids in found)
+    assert [ids.tolist() for ids in found] == [tokenizer.encode(text).tolist() for text in documents]
+    assert list(encode_stream(tokenizer, [], workers)) == []
+
+
+def test_a_batch_is_a_stream(bpe: Tokenizer, story_texts: list[str], small_pieces: None) -> None:
     together = bpe.encode_batch(story_texts)
     assert all(np.array_equal(ids, bpe.encode(text)) for ids, text in zip(together, story_texts, strict=True))
+
+
+def test_pieces_are_cut_where_a_word_ends(story_texts: list[str], small_pieces: None) -> None:
+    for text in mixed(story_texts):
+        pieces = module._pieces_of(text)
+        assert "".join(pieces) == text and len(pieces) >= 1
+        assert all(piece[0] in " \n" and not before[-1].isspace() for before, piece in itertools.pairwise(pieces))
+        assert all(len(piece) >= 7 for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_reads_only_a_little_ahead(bpe: Tokenizer, workers: int, small_pieces: None) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "a story of 25 characters."
+
+    before = threading.active_count()
+    stream = encode_stream(bpe, endless(), workers)
+    for taken in range(1, 200):
+        next(stream)
+        assert read - taken <= 4 * (2 * workers + 2), "chunks of four documents, two for each worker"
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_encoded_reaches_the_caller(workers: int, small_pieces: None) -> None:
+    char = build_tokenizer(DataConfig(tokenizer="char"), ["abc"])
+    with pytest.raises(ValueError, match="character 'z'"):
+        list(encode_stream(char, ["abc"] * 100 + ["z"] + ["abc"] * 100, workers))
+
+
+def test_a_progress_bar_counts_characters(
+    bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_pieces: None
+) -> None:
+    silent = list(encode_stream(bpe, TEXTS, progress="encoding"))
+    assert capsys.readouterr().err == "", "nothing within two seconds"
+    made: list[module.tqdm] = []
+    monkeypatch.setattr(
+        module,
+        "tqdm",
+        lambda delay, **more: made.append(tqdm.tqdm(**more)) or made[0],  # type: ignore[func-returns-value]
+    )
+    shown = list(encode_stream(bpe, TEXTS, progress="encoding"))
+    assert made[0].n == sum(map(len, TEXTS)) and "encoding" in capsys.readouterr().err
+    assert [ids.tolist() for ids in shown] == [ids.tolist() for ids in silent]
+
+
+def test_training_in_pieces_finds_the_same_merges(bpe: Tokenizer, story_texts: list[str], small_pieces: None) -> None:
+    assert build_tokenizer(DataConfig(vocab_size=400), iter([*story_texts, *TEXTS])).hash == bpe.hash
+
+
+def test_documents_of_a_shard_are_texts_again(bpe: Tokenizer, story_texts: list[str]) -> None:
+    texts = [story_texts[0], "", story_texts[1], "🙂🙃"]
+    tokens = np.concatenate([np.append(np.uint16(bpe.eot), bpe.encode(text)) for text in texts])
+    whole = np.append(tokens, np.uint16(bpe.eot))
+    assert bpe.texts(whole, len(whole)) == [text for text in texts if text]
+    assert bpe.texts(tokens, 4) == [bpe.decode(tokens[1:4])]
+    byte = Tokenizer({"kind": "byte"})
+    assert byte.texts(byte.encode("a🙂"), 3) == ["a"], "a character that the limit cuts is left out"
+
+
+# --- comparing --------------------------------------------------------------------------------------------------
+
+
+def test_tokenizers_are_compared_on_the_same_text(story_texts: list[str]) -> None:
+    sample, corpus = story_texts[:200], [*story_texts[200:300], "é", ""]
+    configs = {
+        "byte": DataConfig(tokenizer="byte"),
+        "char": DataConfig(tokenizer="char"),
+        "bpe 300": DataConfig(vocab_size=300),
+        "bpe 600": DataConfig(vocab_size=600),
+    }
+    found = {efficiency.name: efficiency for efficiency in compare_tokenizers(configs, sample, corpus)}
+    size = sum(len(text.encode()) for text in corpus)
+    assert list(found) == list(configs) and {e.bytes for e in found.values()} == {size}
+    assert [e.vocab_size for e in found.values()] == [257, len(set("".join([*sample, *corpus]))) + 1, 300, 600]
+    assert found["byte"].tokens == size == found["char"].tokens + 1
+    assert found["byte"].bytes_per_token == 1 and found["byte"].bits_per_nat == pytest.approx(1.442695)
+    small, large = found["bpe 300"], found["bpe 600"]
+    assert small.tokens == sum(len(build_tokenizer(configs["bpe 300"], sample).encode(text)) for text in corpus)
+    assert small.tokens > large.tokens and small.bits_per_nat > large.bits_per_nat
+    shares = [n / size for n in np.bincount(list("".join(corpus).encode())) if n]
+    assert found["byte"].unigram_bits == pytest.approx(-sum(p * np.log2(p) for p in shares))
+    assert large.unigram_bits < small.unigram_bits < found["byte"].unigram_bits
+    assert all(e.build_seconds >= 0 and e.encode_seconds > 0 for e in found.values())
+
+
+def test_there_must_be_something_to_compare_on() -> None:
+    with pytest.raises(ValueError, match="corpus to compare tokenizers on is empty"):
+        compare_tokenizers({"byte": DataConfig(tokenizer="byte")}, ["a"], [""])
 
 
 def test_a_large_document_is_encoded_in_one_go(bpe: Tokenizer, story_texts: list[str]) -> None:
@@ -186,6 +327,29 @@ def gpt2(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tokenizer]:
         pytest.skip("GPT-2's tokenizer files are not present")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     yield build_tokenizer(DataConfig(tokenizer="gpt2"), [])
+
+
+def test_gpt2_at_hand(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert gpt2_at_hand()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert not gpt2_at_hand()
+
+
+def test_gpt2_is_looked_for_where_tiktoken_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """tiktoken is caught asking for the very files that were looked for."""
+    asked: list[str] = []
+
+    def fetched(url: str, **_: object) -> None:
+        asked.append(url)
+        raise ConnectionError
+
+    monkeypatch.setattr("requests.get", fetched)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert not gpt2_at_hand()
+    with pytest.raises(ConfigError):
+        build_tokenizer(DataConfig(tokenizer="gpt2"), [])
+    assert asked and all(url in [module.GPT2_URL + name for name in module.GPT2_FILES] for url in asked)
 
 
 def test_gpt2(gpt2: Tokenizer) -> None:

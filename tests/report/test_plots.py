@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.matching import Match
 from gptlib.report import plots
@@ -266,6 +268,35 @@ def test_words_can_be_tuned_too_and_what_is_not_done_yet_is_left_out(tuned: Any)
     figure = plots.tuning(tuned({"baseline": kinds, "variant": kinds}))
     described(figure)
     assert figure.axes[0].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("lengths", [[111_539], [3000, 3100, 6000], [4] * 10, [1], list(range(100, 170)) * 5])
+def test_every_document_is_seen_in_the_histogram(lengths: list[int]) -> None:
+    dataset: Any = SimpleNamespace(documents=lambda split: [np.zeros(length) for length in lengths])
+    figure = plots.document_lengths(dataset, 64)
+    described(figure)
+    (axes,) = figure.axes
+    bars = [bar for bar in axes.patches if bar.get_height() > 0]  # type: ignore[attr-defined]
+    assert sum(bar.get_height() for bar in bars) == len(lengths)  # type: ignore[attr-defined]
+    assert all(bar.get_width() >= axes.get_xlim()[1] / 80 for bar in bars)  # type: ignore[attr-defined]
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------
+
+
+def test_every_tokenizer_stands_at_its_vocabulary_and_reach() -> None:
+    found = [
+        Efficiency("BPE 512", 512, 500, 1000, 3.0, 0.1, 0.1),
+        Efficiency("byte", 257, 1000, 1000, 4.5, 0.0, 0.1),
+        Efficiency("GPT-2", 50_257, 250, 1000, 2.5, 0.0, 0.1),
+    ]
+    figure = plots.tokenizer_efficiency(found)
+    described(figure)
+    points = {str(line.get_label()): (line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].get_lines()}
+    assert points["byte: 1,000 tokens"] == (257, 1.0) and points["BPE 512: 500 tokens"] == (512, 2.0)
+    assert points["GPT-2: 250 tokens"] == (50_257, 4.0) and figure.axes[0].get_xscale() == "log"
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 # --- sizes and interactions -------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import math
 import pandas as pd
 import pytest
 
+from gptlib.data.dataset import Dataset
+from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.report.tables import (
     accounting_table,
@@ -13,8 +15,10 @@ from gptlib.report.tables import (
     matched_table,
     number,
     parts_table,
+    shard_table,
     sizes_table,
     summary_table,
+    tokenizer_table,
     tuning_table,
 )
 from gptlib.stats.compare import two_sample
@@ -143,6 +147,20 @@ def test_sizes_table_has_a_row_for_every_base_and_a_column_for_every_variant() -
     assert list(table["non-embedding parameters"]) == ["200,000", "3,000,000"]
     assert list(table["gelu"]) == ["+0.1000 ± 0.0100 worse"] * 2
     assert list(table["no_rope"]) == ["-0.1000 ± 0.0100 better", "– worse"]
+
+
+def test_tokenizer_table_has_what_makes_losses_comparable() -> None:
+    row = tokenizer_table([Efficiency("BPE 512", 512, 500_000, 2_000_000, 2.4567, 1.5, 0.5)]).loc["BPE 512"]
+    assert (row["vocabulary"], row["tokens"], row["bytes/token"]) == ("512", "500,000", "4.00")
+    assert row["1 nat/token in bits/byte"] == "0.361" and row["bits/byte by frequency"] == "2.457"
+    assert (row["built in (s)"], row["encoded (MB/s)"]) == ("1.50", "4.0")
+
+
+def test_shard_table_has_every_shard_with_its_checksum(tiny_dataset: Dataset) -> None:
+    table, files = shard_table(tiny_dataset), tiny_dataset.manifest["files"]
+    assert list(table.index) == ["train_000000.bin", "val_000000.bin"] and list(table["split"]) == ["train", "val"]
+    assert table["tokens"].iloc[1] == f"{len(tiny_dataset.tokens('val')[0]):,}"
+    assert table["SHA-256"].iloc[0] == f"{files['train_000000.bin']['sha256'][:16]}…"
 
 
 def test_summary_table_counts_lost_runs_and_tolerates_nulls() -> None:
