@@ -28,12 +28,12 @@ Thread = Iterator[Lesson | None]  # tells a setup, a turn and an end; what it te
 def _hide(tale: Tale) -> Thread:
     """A thing is moved behind its owner's back: X looks where it was put, it is where it was moved to."""
     tale.say("{color:a COLOR} {thing:THING}. {X.Again} [put|hid|left|kept] it {spot:SPOT} and {ERRAND}.")
-    yield
-    tale.say("[Soon {Y} moved|Then {Y} put|While nobody was looking, {Y} dropped|Later {Y} hid] the {thing}")
-    tale.say("{new:SPOT-spot}.")
-    yield
-    tale.say("[At last|In the end|Before supper] {X} looked {spot}[, but the {thing} was gone| and found nothing].")
-    tale.say('"Where is my {color} {thing}?" {X.again} {ASKED}.')
+    yield None
+    tale.say("[Soon {Y} moved|Then {Y} put|While nobody was looking, {Y} dropped|Later {Y} hid|As a joke {Y} placed]")
+    tale.say("the {thing} {new:SPOT-spot}.")
+    yield None
+    tale.say("[At last|In the end|Before supper|After a while] {X} looked {spot}")
+    tale.say('[but the {thing} was gone|and found nothing]. "Where is my {color} {thing}?" {X.again} {ASKED}.')
     told = '"I put it {new}," said {Y}[, and there it was|, which was true].'
     lied = '"I do not know," said {Y}, but {X} found the {thing} {new}.'
     yield (("honest", "Y"), ("lied", "Y"))[tale.either(told, lied)]
@@ -41,8 +41,9 @@ def _hide(tale: Tale) -> Thread:
 
 def _count(tale: Tale) -> Thread:
     """A heap grows and shrinks twice; the sum is asked for."""
-    tale.say("{total:START} {color:COLOR} {heap:HEAP} [on the table|in the yard|in a basket|by the door].")
-    yield
+    tale.say("{total:START} {color:COLOR} {heap:HEAP}")
+    tale.say("[on the table|in the yard|in a basket|by the door|behind the house].")
+    yield None
     shared = _change(
         tale,
         ("Soon {Y} brought {few:FEW} more {heap}.", 1),
@@ -56,7 +57,7 @@ def _count(tale: Tale) -> Thread:
         ("Later {Y} found {few:FEW} more.", 1),
         ("By evening {few:FEW} were broken and thrown away.", -1),
     )
-    yield
+    yield None
     tale.say('"How many {color} {heap} [are there|do you have|are left] now?" {ASKED} {Y}.')
     tale.say('"[There are|I have|Exactly] {total}," said {X}.')
     yield ("shared", "X") if shared else None
@@ -74,11 +75,12 @@ def _change(tale: Tale, *changes: tuple[str, int]) -> bool:
 
 def _errand(tale: Tale) -> Thread:
     """Three things are wanted; two come back, and the third is asked for."""
-    tale.say("{p:FOOD}, {q:FOOD-p} and {r:FOOD-p-q} for {dish:a DISH}, so {Y} [went|ran|walked] to the {stop:STOP}.")
-    yield
+    tale.say("{p:FOOD}, {q:FOOD-p} and {r:FOOD-p-q} for {dish:a DISH}")
+    tale.say(", so {Y} [went|ran|walked|hurried] to the {stop:STOP}.")
+    yield None
     tale.say("At the {stop} {Y} [met|talked to|helped] the {JOB} and forgot the {lost:p/q/r}.")
     tale.known["first"], tale.known["second"] = (tale.known[k] for k in "pqr" if tale.known[k] != tale.known["lost"])
-    yield
+    yield None
     tale.say('{Y} came [back|home] with {first} and {second}. "And the {lost}?" {ASKED} {X}.')
     told = '"I forgot," said {Y}.'
     lied = '"I looked everywhere," said {Y}, [but it was not true|which was a lie].'
@@ -89,15 +91,15 @@ def _errand(tale: Tale) -> Thread:
 
 def _swap(tale: Tale) -> Thread:
     """Two things change hands, or change back, or do not; who has which is recalled."""
-    tale.say("{c:a COLOR} {t:THING}, and {Y} [had|carried|held] {d:a COLOR-c} {u:THING-t}.")
-    yield
+    tale.say("{c:a COLOR} {t:THING}, and {Y} [had|carried|held|brought] {d:a COLOR-c} {u:THING-t}.")
+    yield None
     tale.say('"Shall we [trade|swap]?" {ASKED} {Y}.')
     swapped = '"Yes," said {X}, and they did.'
     back = '"All right," said {X}, but soon they [wanted their own things|changed their minds and traded] back.'
     if tale.either(swapped, '"No," said {X}, [shaking|and shook] {X.her} head.', back) == 0:
         for mine, yours in ("cd", "tu"):
             tale.known[mine], tale.known[yours] = tale.known[yours], tale.known[mine]
-    yield
+    yield None
     tale.say("[At home|Later|After dinner] {X} showed {X.her} {KIN} the {c} {t}, and {Y} [kept|still had|cleaned] the")
     tale.say("{d} {u}.")
     yield None
@@ -106,11 +108,11 @@ def _swap(tale: Tale) -> Thread:
 def _secret(tale: Tale) -> Thread:
     """A word is whispered and asked for twice: by somebody who must not know it, and by its owner."""
     tale.say('to {Y}, "The secret word is {secret:SECRET}[. Tell nobody|. Do not forget it|, and only we know it]."')
-    yield
-    tale.say('[Soon|Then|On the way home] the {JOB} [came|stopped] and asked {Y} for the secret.')
+    yield None
+    tale.say("[Soon|Then|On the way home|By chance] the {JOB} [came|stopped|appeared] and asked {Y} for the secret.")
     kept, told = "But {Y} only {ACT} and said nothing.", '"The word is {secret}," said {Y}.'
     lesson = (("silent", "Y"), ("told", "Y"))[tale.either(kept, told)]
-    yield
+    yield None
     tale.say('[In the evening|At the door|Under the stars] {X} {ASKED}, "What is the [secret|magic] word?"')
     tale.either('"It is {secret}," said {Y}.', '"Is it {SECRET-secret}?" said {Y}. "No, it is {secret}," said {X}.')
     yield lesson
@@ -119,9 +121,9 @@ def _secret(tale: Tale) -> Thread:
 def _walk(tale: Tale) -> Thread:
     """Three places in order: one is asked for by its order, and at one of them a thing was lost."""
     tale.say("to the {p:STOP}, then to the {q:STOP-p} and [at last|finally|from there] to the {r:STOP-p-q}.")
-    yield
+    yield None
     tale.say("At the {lost:p/q/r} {X} [lost|dropped|forgot] {color:a COLOR} {thing:THING}.")
-    yield
+    yield None
     tale.either(
         '"Where did you go first?" {ASKED} {Y}. "To the {p}," said {X}.',
         '"Where were you last?" {ASKED} {Y}. "At the {r}," said {X}.',
@@ -133,10 +135,10 @@ def _walk(tale: Tale) -> Thread:
 
 def _promise(tale: Tale) -> Thread:
     """What was promised is asked about; it was done, forgotten, or said to be done."""
-    tale.say("{Y} to {deed:PROMISE} [before dark|by noon|that day|before supper].")
-    yield
-    tale.say("[First|But first|Instead,] {X} {ERRAND}[, and then| and after that] {X.she} {ERRAND}.")
-    yield
+    tale.say("{Y} to {deed:PROMISE} [before dark|by noon|that day|before supper|by sunset].")
+    yield None
+    tale.say("[First|But first|Instead,|Half asleep,] {X} {ERRAND}[, and then| and after that] {X.she} {ERRAND}.")
+    yield None
     tale.say('"Did you {deed}[?|, as you promised?]" {ASKED} {Y}.')
     kept, broke = '"Yes, it is done," said {X}[.|, and it was.]', '"No, I forgot to {deed}," said {X}.'
     lied = '"Of course I did," said {X}, but [it was not true|that was a lie].'
@@ -145,11 +147,11 @@ def _promise(tale: Tale) -> Thread:
 
 def _letter(tale: Tale) -> Thread:
     """A letter names a place, an hour and a thing."""
-    tale.say('a letter from {X.her} {kin:KIN}: "[Come|Hurry|Please come] to the {stop:STOP} at {hour:HOUR} o\'clock')
+    tale.say("a letter from {X.her} {kin:KIN}: \"[Come|Hurry|Please come] to the {stop:STOP} at {hour:HOUR} o'clock")
     tale.say('and bring {color:a COLOR} {thing:THING}."')
-    yield
-    tale.say("[So|Right away] {Y} looked for the {thing} and found it {SPOT}.")
-    yield
+    yield None
+    tale.say("[So|Right away|At once|Without a word] {Y} looked for the {thing} and found it {SPOT}.")
+    yield None
     tale.say("At {hour} o'clock {X} [stood|waited|was] at the {stop} with the {color} {thing}.")
     tale.say("[Soon {X.her} {kin} came and {ACT}|There was {X.her} {kin}, who {ACT}].")
     yield None
@@ -158,10 +160,10 @@ def _letter(tale: Tale) -> Thread:
 def _found(tale: Tale) -> Thread:
     """What is found belongs to somebody who asks for it."""
     tale.say("{color:a COLOR} {thing:THING} {NEARBY}.")
-    yield
+    yield None
     tale.say('"[Let us keep|You should sell|Do not touch|We must return] the {thing}," said {Y}, but {X} [only|just]')
     tale.say("{ACT}.")
-    yield
+    yield None
     tale.say('The {who:JOB} came by. "Have you seen my {color} {thing}?" {ASKED} the {who}.')
     gave = '"Here it is," said {X}, and the {who} gave {X.him} some {FOOD}.'
     kept = '"No, I have not," said {X}, and the {who} went away [sadly|disappointed|without a word].'
@@ -171,9 +173,9 @@ def _found(tale: Tale) -> Thread:
 def _trade(tale: Tale) -> Thread:
     """One thing is traded for another and that for a third; one of them is asked for."""
     tale.say("{c:a COLOR} {t:THING} for {d:a COLOR-c} {u:THING-t} [at the market|in town|with a sailor].")
-    yield
+    yield None
     tale.say("Then the {who:JOB} gave {X} {e:a COLOR-c-d} {v:THING-t-u} for the {u}.")
-    yield
+    yield None
     tale.either(
         '"What do you have now?" {ASKED} {Y}. "The {e} {v}," said {X}.',
         '"What did you have first?" {ASKED} {Y}. "The {c} {t}," said {X}.',
@@ -185,9 +187,9 @@ def _trade(tale: Tale) -> Thread:
 def _likes(tale: Tale) -> Thread:
     """Two say what they like; each gets it, or they get each other's."""
     tale.say('what everyone liked. "I like {f:FOOD}," said {Y}. "I like {g:FOOD-f}," said the {who:JOB}.')
-    yield
+    yield None
     tale.say("So {X} [went|ran|rode] to the {STOP} and [bought|got|brought] {f} and {g}.")
-    yield
+    yield None
     tale.either(
         "At supper {X} gave the {f} to {Y} and the {g} to the {who}.",
         "In the evening the {who} got the {g} and {Y} got the {f}.",
@@ -199,10 +201,12 @@ def _likes(tale: Tale) -> Thread:
 def _pet(tale: Tale) -> Thread:
     """An animal with a name runs away, is called and is found."""
     tale.say("{animal:a PETS} named {pet:PET} {NEARBY}.")
-    yield
-    tale.say("[But|Suddenly] the {animal} [ran away|got scared|slipped out] and hid {spot:SPOT}.")
-    yield
-    tale.say('"Where are you, {pet}?" {X} [called|shouted|cried] {ADVERB}. Then {Y} looked {spot}, and there was the {animal}.')
+    yield None
+    tale.say("[But|Suddenly|In a moment|Before long] the {animal} [ran away|got scared|slipped out]")
+    tale.say("and hid {spot:SPOT}.")
+    yield None
+    tale.say('"Where are you, {pet}?" {X} [called|shouted|cried] {ADVERB}.')
+    tale.say("Then {Y} looked {spot}, and there was the {animal}.")
     tale.either('"Good {animal}!" said {X}.', '"Come here, {pet}!" said {X}.')
     yield None
 
@@ -229,7 +233,7 @@ MORALS = {  # {M} is whom the lesson is about
     "honest": ("From then on everybody trusted {M}, who had told the truth.", "It was good that {M} had been honest."),
     "lied": ("After that nobody believed {M}, who had told a lie.", "But {M} was sorry about the lie."),
     "kept": ("A promise is a promise, and {M} had kept it.", "Everyone was proud of {M}, who had kept a promise."),
-    "broke": ("A promise is a promise, and {M} had broken it.", "Next time {M} would remember the promise."),
+    "broke": ("A promise is a promise, and {M} had broken it.", "Next time {M} would remember a promise."),
     "shared": ("So {M} learned that it is good to share.", "Everybody thanked {M}, who liked to share."),
     "silent": ("A secret was safe with {M}.", "Since that day people have trusted {M} with every secret."),
     "told": ("A secret was not safe with {M}.", "So {M} learned not to tell a secret."),
@@ -299,7 +303,7 @@ def _tell_long(tale: Tale) -> None:
         _tell_moral(tale, lessons[0])
     tale.either(
         "At last {A} went back to {hobby}.",
-        "Back {home}, {A} told {A.her} {KIN} about the {weather} {time}.",
+        "At bedtime, {home}, {A} told {A.her} {KIN} about the {weather} {time}.",
         "That {time} {A} and {B} were {FEELING}.",
     )
 

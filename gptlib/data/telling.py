@@ -46,10 +46,6 @@ class Recall(str):
     __slots__ = ()
 
 
-def _zipf(count: int) -> tuple[float, ...]:
-    return tuple(1 / (rank + 2) for rank in range(count))
-
-
 class Table:
     """Prefix-free options with weights; without weights the option of rank r = 0, 1, ... weighs 1 / (r + 2)."""
 
@@ -57,7 +53,7 @@ class Table:
         self.options = tuple(Recall(option) for option in options)
         self.recalls = tuple(Recall(re.sub("^ an? ", " ", option)) for option in self.options)  # without the article
         self.kind = kind
-        self.weights = tuple(weights) or _zipf(len(self.options))
+        self.weights = tuple(weights) or tuple(1 / (rank + 2) for rank in range(len(self.options)))
         total = math.fsum(self.weights)
         self.chances = [weight / total for weight in self.weights]
         self.cumulative = [*itertools.accumulate(self.chances[:-1]), 1.0]
@@ -177,8 +173,10 @@ class Language:
         self.tables: dict[str, Table] = {}
         self.scripts: dict[str, Script] = {}
         for name, options in lists.items():
-            table = Table(f" {option}" for option in options)
-            self.tables[name] = Table(table.recalls)
+            ranks = range(2, len(options) + 2)
+            weights = [1 / (rank * math.sqrt(rank)) for rank in ranks]  # rounded alike everywhere, as a power is not
+            table = Table([f" {option}" for option in options], weights)
+            self.tables[name] = Table(table.recalls, weights)
             if table.recalls != table.options:
                 self.tables[f"a {name}"] = table
 

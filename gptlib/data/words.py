@@ -10,8 +10,8 @@ LISTS = {
         Olive, Pam, Rachel, Sophie, Tina, Ursula, Violet, Wendy, Yara, Adele, Bella, Cora, Diana, Eva, Frances, Gina,
         Helen, Ida, Jenny, Kira, Lena, Molly, Nadia, Opal, Penny, Rita, Susan, Tess, Una, Vicky, Winnie, Yuki, Agnes,
         Bonnie, Carmen, Dora, Edith, Flora, Gwen, Hazel, Inga, Judy, Leila, Mabel, Nell, Petra, Rosa, Sylvia, Thea,
-        Wanda, April, Betty, Celia, Doris, Esther, Freya, Greta, Holly, Irene, Joan, Lola, Martha, Naomi, Priya,
-        Sally, Tilda""",
+        Wanda, April, Betty, Celia, Doris, Esther, Freya, Greta, Holly, Irene, Joan, Lola, Martha, Naomi, Priya, Sally,
+        Tilda""",
     "BOY": """Tom, Ben, Max, Sam, Jack, Leo, Paul, Finn, Adam, Carl, David, Fred, Hugo, Ivan, Luke, Mark, Nick, Peter,
         Theo, Alan, Bill, Charlie, Daniel, Eric, Frank, George, Harry, Isaac, Jacob, Kevin, Louis, Martin, Noah, Oscar,
         Philip, Robert, Simon, Toby, Victor, Walter, Yusuf, Albert, Bruno, Colin, Dennis, Edgar, Felix, Gavin, Howard,
@@ -38,8 +38,8 @@ LISTS = {
     # time and weather
     "WEATHER": """sunny, cold, warm, windy, wet, hot, rainy, snowy, cloudy, foggy, gray, bright, stormy, misty, frosty,
         mild, gloomy, chilly, quiet, dark, breezy, clear, golden, dusty, long, fine, lazy, busy, strange, perfect""",
-    "TIME": """day, morning, evening, afternoon, Sunday, Monday, Friday, Saturday, Tuesday, Wednesday, Thursday,
-        school day, washing day, festival day, holiday, weekend, market day, birthday""",
+    "TIME": """day, morning, evening, afternoon, Sunday, Monday, Friday, Saturday, Tuesday, Wednesday, Thursday, school
+        day, washing day, festival day, holiday, weekend, market day, birthday""",
     "HOUR": "three, four, five, six, two, seven, one, ten, eleven, nine, eight, twelve",
     # where
     "SCENE": """at home, in the garden, in the park, by the river, at school, in the kitchen, on the farm, by the lake,
@@ -73,12 +73,12 @@ LISTS = {
     "NEARBY": """near the gate, in the grass, by the fence, on the road, in the mud, by the pond, in the sun, behind the
         house, on a branch, next to the cart, under the bench, across the street, in the ditch, along the path, on the
         ice, by the hedge, in the shade, on a stump, below the bridge, between the rocks, among the roses, on the
-        doorstep, in a puddle, beside the tracks, around the corner, at the crossing, in the nettles, on the lawn,
-        near the pump, outside the shop""",
-    "HOME": """in a small house, on a farm, in a village, by the sea, in a tall tower, near the forest, in the city,
-        on a hill, above the bakery, in an old mill, beside a railway, at the edge of town, on a houseboat, in a
-        cottage, behind the school, under a red roof, in the mountains, over the bookshop, on an island, in a castle,
-        across the river, in a narrow street, between two gardens, along the canal, at the foot of a cliff""",
+        doorstep, in a puddle, beside the tracks, around the corner, at the crossing, in the nettles, on the lawn, near
+        the pump, outside the shop""",
+    "HOME": """in a small house, on a farm, in a village, by the sea, in a tall tower, near the forest, in the city, on
+        a hill, above the bakery, in an old mill, beside a railway, at the edge of town, on a houseboat, in a cottage,
+        behind the school, under a red roof, in the mountains, over the bookshop, on an island, in a castle, across the
+        river, in a narrow street, between two gardens, along the canal, at the foot of a cliff""",
     # things
     "THING": """a ball, a hat, a cup, a kite, a book, a drum, a key, a doll, a ring, a bell, a coat, a lamp, an
         umbrella, a mug, a rope, a shovel, a toy car, a whistle, a basket, a blanket, a clock, a crown, a flute, a
@@ -97,12 +97,12 @@ LISTS = {
         bowl, a bracelet, a brooch, a calendar, a camera, a cap, a carpet, a chalkboard, a chest, a chessboard, a
         chisel, a clarinet, a cloak, a costume, a cradle, a crayon, a cushion, a dictionary, a dish, a domino, an
         earring, an easel, an envelope, an eraser, a figurine, a fishing rod, a flowerpot, a funnel, a glass, a goblet,
-        a gong, a hairpin, a handkerchief, a harmonica, a hoop, a hourglass case, an ink bottle, an iron, a jigsaw, a
-        jug, a ladle, a lens, a pendant, a magazine, a mandolin, a mat, a microscope, a mop, a napkin, a newspaper, an
-        opal, a package, a padlock, a parachute, a parasol, a pedal, a pebble, a pinwheel, a plow, a poncho, a poster, a
-        pulley, a rocking horse, a rocket, a rug, a scale, a scepter, a scooter, a screwdriver, a seashell, a shawl, a
-        sieve, a snow globe, a spinning wheel, a spyglass, a statue, a sundial, a surfboard, a sweater, a tambourine, a
-        tent, a thermometer, a tiara, a toolbox, a typewriter, a ukulele, a veil, a walking cane, a wand, a windmill, a
+        a gong, a hairpin, a handkerchief, a harmonica, a hoop, an hourglass, an ink bottle, an iron, a jigsaw, a jug, a
+        ladle, a lens, a pendant, a magazine, a mandolin, a mat, a microscope, a mop, a napkin, a newspaper, an opal, a
+        package, a padlock, a parachute, a parasol, a pedal, a pebble, a pinwheel, a plow, a poncho, a poster, a pulley,
+        a rocking horse, a rocket, a rug, a scale, a scepter, a scooter, a screwdriver, a seashell, a shawl, a sieve, a
+        snow globe, a spinning wheel, a spyglass, a statue, a sundial, a surfboard, a sweater, a tambourine, a tent, a
+        thermometer, a tiara, a toolbox, a typewriter, a ukulele, a veil, a walking cane, a wand, a windmill, a
         xylophone, a bathrobe, a beanbag, a blouse, a bonnet, a bugle, a cabinet, a canoe, a cello, a chimney brush, a
         coin purse, a collar, a curtain, a dress, a dustpan, a fiddle, a fishbowl, a frying pan, a garland, a gown, a
         hammock, a headband, a hinge, a kimono, a lute, a megaphone, a milk can, a mousetrap, a nutcracker, a parcel, a
@@ -150,8 +150,8 @@ LISTS = {
         pretzels, prunes, quinces, rhubarb, rosemary, saffron, salmon, sauerkraut, sesame, spaghetti, squash, tuna,
         venison""",
     "DISH": """a cake, a soup, a pie, a salad, a stew, a feast, a picnic, a sandwich, a pudding, a breakfast, a dinner,
-        a party, an omelet, a pizza, a roast, a sauce, a birthday lunch, a tart, a casserole, a curry, a wedding,
-        a fruit bowl, an early supper, a school fair, a trip""",
+        a party, an omelet, a pizza, a roast, a sauce, a birthday lunch, a tart, a casserole, a curry, a wedding, a
+        fruit bowl, an early supper, a school fair, a trip""",
     "SECRET": """moon, lion, river, candle, tiger, winter, garlic, rocket, pumpkin, thunder, velvet, cactus, dragon,
         engine, lantern, mountain, ocean, parrot, rainbow, oven, apple, bridge, castle, diamond, eagle, forest, giant,
         hammer, island, jungle, kitten, lemon, mirror, needle, orange, pirate, queen, ribbon, silver, tulip, umbrella,
@@ -178,24 +178,24 @@ LISTS = {
         octopus, an opossum, an ostrich, a partridge, a pheasant, a platypus, a polar bear, a puffin, a reindeer, a
         rhinoceros, a sandpiper, a seahorse, a sloth, a snowy owl, a stoat, a tiger, a tortoise, a vole, a vulture, a
         warbler, a wasp, a wombat""",
-    "PETS": """a dog, a cat, a goat, a rabbit, a pony, a duck, a parrot, a donkey, a lamb, a hamster, a goose,
-        a tortoise, a pig, a kitten, a raven, a canary, a ferret, a monkey, a mule, a puppy, a hedgehog, a squirrel""",
+    "PETS": """a dog, a cat, a goat, a rabbit, a pony, a duck, a parrot, a donkey, a lamb, a hamster, a goose, a
+        tortoise, a pig, a kitten, a raven, a canary, a ferret, a monkey, a mule, a puppy, a hedgehog, a squirrel""",
     "DEED": """slept, ran, sat, jumped, played, hid, cried, waited, danced, drank, rolled, sneezed, looked for food,
         chased a fly, barked, hopped, sang, climbed, crawled, yawned, dug a hole, blinked, stretched, ate, watched,
         listened, licked its foot, scratched its ear, shook itself, sniffed, splashed, stared, trembled, wandered about,
-        whined, limped, growled, grunted, hummed, nibbled a leaf, paced, panted, peeped out, pranced, rested,
-        scurried, skipped, snored, stamped, swam, trotted, turned around, wriggled, coughed, crept, dozed, dreamed,
-        hissed, howled, squeaked""",
+        whined, limped, growled, grunted, hummed, nibbled a leaf, paced, panted, peeped out, pranced, rested, scurried,
+        skipped, snored, stamped, swam, trotted, turned around, wriggled, coughed, crept, dozed, dreamed, hissed,
+        howled, squeaked""",
     # what people do and feel
-    "ERRAND": """went to sleep, went to feed the cat, went to buy bread, ran out to play, left to get water, went to call
-        a friend, left to wash the dishes, went to pick flowers, ran off to help the farmer, went to sing, ran out to
-        see the horses, went to swim, left to mail a letter, sat down to read, went to chop wood, went to catch fish,
+    "ERRAND": """went to sleep, went to feed the cat, went to buy bread, ran out to play, left to get water, went to
+        call a friend, left to wash the dishes, went to pick flowers, ran off to help the farmer, went to sing, ran out
+        to see the horses, went to swim, left to mail a letter, sat down to read, went to chop wood, went to catch fish,
         climbed a tree, ran home to eat, left to visit a neighbor, went to milk the cow, swept the floor, went to skate,
         baked a loaf, hurried to school, painted the fence, rode a bicycle, went to gather mushrooms, stopped to rest,
-        fed the chickens, took a bath, went to paint, built a sandcastle, practiced the piano, went upstairs, knitted
-        a sock, polished the silver, ironed some shirts, weeded the garden, drew a picture, folded the laundry,
-        repaired a wheel, studied the map, counted the stars, walked around the block, combed the horse, carried in
-        the firewood, sharpened an axe, planted a tree, flew a kite, listened to the radio""",
+        fed the chickens, took a bath, went to paint, built a sandcastle, practiced the piano, went upstairs, knitted a
+        sock, polished the silver, ironed some shirts, weeded the garden, drew a picture, folded the laundry, repaired a
+        wheel, studied the map, counted the stars, walked around the block, combed the horse, carried in the firewood,
+        sharpened an axe, planted a tree, flew a kite, listened to the radio""",
     "PROMISE": """feed the goat, water the roses, mend the fence, wash the dishes, sweep the floor, bring the wood, bake
         the bread, lock the gate, clean the stable, light the lamp, pick the apples, post the letter, paint the door,
         milk the cow, walk the dog, fix the bicycle, close the windows, fetch the doctor, dry the towels, set the table,
@@ -204,8 +204,8 @@ LISTS = {
         load the wagon, rake the leaves, read the poem, return the books, scrub the pots, shovel the snow, sort the
         buttons, stir the soup, tie the boat, catch the hen, dust the shelves, empty the bucket, fold the sheets, weigh
         the flour, trim the hedge, tune the piano, unpack the boxes""",
-    "HOBBY": """singing, drawing, fishing, reading, dancing, swimming, cooking, running, climbing trees, painting, riding
-        horses, building towers, telling jokes, gardening, skating, baking, sailing, knitting, looking at clouds,
+    "HOBBY": """singing, drawing, fishing, reading, dancing, swimming, cooking, running, climbing trees, painting,
+        riding horses, building towers, telling jokes, gardening, skating, baking, sailing, knitting, looking at clouds,
         collecting stamps, counting stars, solving riddles, whistling, juggling, playing chess, writing poems, flying
         kites, digging for gold, watching birds, catching frogs, carving wood, exploring caves, feeding ducks, learning
         languages, making puppets, walking in the rain, playing the drums, planting seeds, inventing machines, jumping
@@ -221,13 +221,14 @@ LISTS = {
         thrilled, tickled, triumphant, troubled, unhappy, warm""",
     "SKY": """wind was cold, sun was low, church bell rang, grass was wet, clouds were gray, moon came out, birds were
         singing, road was empty, shops were closed, river was high, first star was out, air smelled of smoke, rain began
-        to fall, fog grew thick, leaves were turning brown, trees were bare, goats were bleating, crickets were chirping,
-        streets were crowded, flowers were open, sky turned pink, stars were shining, sea was rough, tide was coming in,
-        lamps were lit, days were getting shorter, wheat was ripe, pots were boiling, thunder rolled far away, dust rose
-        behind the wagons, kitchen smelled of cinnamon, roof was dripping, train was late, children were laughing, band
-        was playing, bees were busy, shadows grew long, water was still, gate was creaking, whole town was asleep""",
-    "ACT": """smiled, laughed, nodded, clapped, sighed, bowed, waved, shouted, whistled, cheered, blushed, cried, danced,
-        frowned, giggled, grinned, jumped for joy, shrugged, winked, gasped""",
+        to fall, fog grew thick, leaves were turning brown, trees were bare, goats were bleating, crickets were
+        chirping, streets were crowded, flowers were open, sky turned pink, stars were shining, sea was rough, tide was
+        coming in, lamps were lit, days were getting shorter, wheat was ripe, pots were boiling, thunder rolled far
+        away, dust rose behind the wagons, kitchen smelled of cinnamon, roof was dripping, train was late, children were
+        laughing, band was playing, bees were busy, shadows grew long, water was still, gate was creaking, whole town
+        was asleep""",
+    "ACT": """smiled, laughed, nodded, clapped, sighed, bowed, waved, shouted, whistled, cheered, blushed, cried,
+        danced, frowned, giggled, grinned, jumped for joy, shrugged, winked, gasped""",
     "ASKED": "asked, called, cried, whispered, shouted, begged, wondered, demanded, sang out, murmured",
     "ADVERB": """quickly, slowly, quietly, carefully, happily, suddenly, gently, proudly, bravely, softly, eagerly,
         secretly, politely, calmly, gladly, nervously, patiently, silently, cheerfully, kindly, boldly, clumsily,
@@ -251,10 +252,10 @@ LISTS = {
         buttercup, a camellia, a cornflower, a eucalyptus, a foxglove, a gooseberry bush, a honeysuckle, an iris, a
         juniper, a lavender, a lilac, a magnolia, a marigold, a nettle, a petunia, a raspberry bush, a snowdrop, a
         sycamore, a walnut tree, a yew""",
-    "NOISE": """a song, a bang, a whistle, a cry, a splash, a bell, an echo, a crash, a drum, a laugh, a knock, a scream,
-        a click, a growl, a hum, a roar, a rustle, a sneeze, a snore, a thud, a trumpet, a creak, a crack, a buzz,
-        a chirp, a clang, a gurgle, a howl, a jingle, a melody, a rattle, a rumble, a sigh, a squeak, a tune,
-        an explosion, an owl, a violin, a waltz, a yell""",
+    "NOISE": """a song, a bang, a whistle, a cry, a splash, a bell, an echo, a crash, a drum, a laugh, a knock, a
+        scream, a click, a growl, a hum, a roar, a rustle, a sneeze, a snore, a thud, a trumpet, a creak, a crack, a
+        buzz, a chirp, a clang, a gurgle, a howl, a jingle, a melody, a rattle, a rumble, a sigh, a squeak, a tune, an
+        explosion, an owl, a violin, a waltz, a yell""",
     "GAME": """chess, tag, hide-and-seek, cards, football, checkers, dominoes, hopscotch, marbles, tennis, leapfrog,
         baseball, bowling, darts, golf, handball, hockey, kickball, croquet, ping-pong, rugby, soccer, volleyball,
         cricket, badminton, basketball, blindman's buff, charades, musical chairs, tug-of-war""",
