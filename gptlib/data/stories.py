@@ -33,7 +33,8 @@ def _hide(tale: Tale) -> Thread:
     tale.say("the {thing} {new:SPOT-spot}.")
     yield None
     tale.say("[At last|In the end|Before supper|After a while] {X} looked {spot}")
-    tale.say('[but the {thing} was gone|and found nothing]. "Where is my {color} {thing}?" {X.again} {ASKED}.')
+    tale.say(", but [the {thing} was gone|it was not there|only dust was there].")
+    tale.say('"Where is my {color} {thing}?" {X.again} {ASKED}.')
     told = '"I put it {new}," said {Y}[, and there it was|, which was true].'
     lied = '"I do not know," said {Y}, but {X} found the {thing} {new}.'
     yield (("honest", "Y"), ("lied", "Y"))[tale.either(told, lied)]
@@ -113,7 +114,7 @@ def _secret(tale: Tale) -> Thread:
     kept, told = "But {Y} only {ACT} and said nothing.", '"The word is {secret}," said {Y}.'
     lesson = (("silent", "Y"), ("told", "Y"))[tale.either(kept, told)]
     yield None
-    tale.say('[In the evening|At the door|Under the stars] {X} {ASKED}, "What is the [secret|magic] word?"')
+    tale.say('[In the evening|At the door|By the fire] {X} {ASKED}, "What is the [secret|magic] word?"')
     tale.either('"It is {secret}," said {Y}.', '"Is it {SECRET-secret}?" said {Y}. "No, it is {secret}," said {X}.')
     yield lesson
 
@@ -190,12 +191,12 @@ def _likes(tale: Tale) -> Thread:
     yield None
     tale.say("So {X} [went|ran|rode] to the {STOP} and [bought|got|brought] {f} and {g}.")
     yield None
-    tale.either(
+    given = tale.either(
         "At supper {X} gave the {f} to {Y} and the {g} to the {who}.",
         "In the evening the {who} got the {g} and {Y} got the {f}.",
         "By mistake {X} gave the {f} to the {who} and the {g} to {Y}.",
     )
-    yield "shared", "X"
+    yield ("shared", "X") if given < 2 else None
 
 
 def _pet(tale: Tale) -> Thread:

@@ -59,6 +59,7 @@ class Table:
         self.cumulative = [*itertools.accumulate(self.chances[:-1]), 1.0]
         self.nlls = [-math.log(chance) for chance in self.chances]
         self.index = {recall: index for index, recall in enumerate(self.recalls)}
+        self.longest = max(map(len, self.options))
         self.ordered = sorted(zip(self.options, range(len(self.options)), strict=True))
         assert len(self.nlls) == len(self.cumulative) == len(self.index) == len(self.ordered), self.options
         pairs = itertools.pairwise(option for option, _ in self.ordered)  # what an option begins follows it directly
@@ -73,7 +74,7 @@ class Table:
 
     def find(self, text: str, offset: int) -> int | None:
         """The option that stands at `offset`: if there is one, no other sorts between it and the text."""
-        place = bisect_right(self.ordered, text[offset : offset + 80], key=lambda pair: pair[0]) - 1
+        place = bisect_right(self.ordered, text[offset : offset + self.longest], key=lambda pair: pair[0]) - 1
         option, index = self.ordered[place]
         return index if place >= 0 and text.startswith(option, offset) else None
 

@@ -111,19 +111,18 @@ LISTS = {
         whisk, a wristwatch, a zipper""",
     "COLOR": """a red, a blue, a green, a white, a black, a yellow, a brown, a pink, a purple, a golden, a silver, a
         tiny, a heavy, a striped, an old, a new, a shiny, a big, a little, an orange, a broken, a wooden, a soft, a
-        round, a painted, a pretty, a dirty, an empty, a long, a rusty, a plain, a crooked, a smooth, a square, a
-        bright, a clean, a cheap, an ugly, a funny, a fancy, a thin, a thick, a spotted, a gray, an ivory, a copper, a
-        brass, a leather, a paper, a plastic, a crystal, a marble, a velvet, a cotton, a magic, a lovely, a dusty, a
-        damp, a dented, a faded, a fine, a flat, a foreign, a fragile, a frayed, a giant, a glowing, a handmade, a
-        hollow, a huge, an iron, a jeweled, a knitted, a light, a lucky, a modern, a narrow, a noisy, an odd, an oval, a
-        patched, a pale, a pointed, a polished, a precious, a quaint, a rare, a rough, a royal, a scarlet, a scratched,
-        a secret, a sharp, a simple, a slender, a small, a sparkling, a speckled, a sticky, a strong, a sturdy, a tall,
-        a torn, a turquoise, a twisted, an unusual, a violet, a wide, a wonderful, a woolen, a worn, an enormous, an
-        elegant, an amber, a bent, a bronze, a checkered, a curved, a delicate, a beige, a bulky, a burnt, a carved, a
-        cracked, a crimson, a decorated, a feathered, a floppy, a fuzzy, a glittering, a greasy, a hairy, a
-        heart-shaped, a lacy, a mended, a muddy, a musical, a mysterious, a navy, an oily, an ordinary, a pearl, a
-        ragged, a rubber, a ruined, a silky, a slippery, a soggy, a stained, a starry, a tangled, a transparent, a
-        varnished, a wobbly, a wrinkled""",
+        round, a painted, a pretty, a dirty, a long, a rusty, a plain, a crooked, a smooth, a square, a bright, a clean,
+        a cheap, an ugly, a funny, a fancy, a thin, a thick, a spotted, a gray, an ivory, a copper, a brass, a leather,
+        a paper, a plastic, a crystal, a marble, a velvet, a cotton, a magic, a lovely, a dusty, a damp, a dented, a
+        faded, a fine, a flat, a foreign, a fragile, a frayed, a giant, a glowing, a handmade, a hollow, a huge, an
+        iron, a jeweled, a knitted, a light, a lucky, a modern, a narrow, a noisy, an odd, an oval, a patched, a pale, a
+        pointed, a polished, a precious, a quaint, a rare, a rough, a royal, a scarlet, a scratched, a secret, a sharp,
+        a simple, a slender, a small, a sparkling, a speckled, a sticky, a strong, a sturdy, a tall, a torn, a
+        turquoise, a twisted, an unusual, a violet, a wide, a wonderful, a woolen, a worn, an enormous, an elegant, an
+        amber, a bent, a bronze, a checkered, a curved, a delicate, a beige, a bulky, a burnt, a carved, a cracked, a
+        crimson, a decorated, a feathered, a floppy, a fuzzy, a glittering, a greasy, a hairy, a heart-shaped, a lacy, a
+        mended, a muddy, a musical, a mysterious, a navy, an oily, an ordinary, a pearl, a ragged, a rubber, a ruined, a
+        silky, a slippery, a soggy, a stained, a starry, a tangled, a transparent, a varnished, a wobbly, a wrinkled""",
     "HEAP": """shells, stones, apples, coins, buttons, leaves, marbles, nuts, pears, beads, berries, cards, cherries,
         eggs, flowers, lemons, nails, plums, stamps, acorns, balloons, bottles, boxes, bricks, candles, carrots, chairs,
         cookies, cups, feathers, figs, hats, jars, kites, lamps, lanterns, letters, melons, mushrooms, onions, oranges,

