@@ -241,6 +241,8 @@ MORALS = {  # {M} is whom the lesson is about
 }
 
 
+FAULTS = ("lied", "broke", "told")  # outweigh in a moral what was done well
+
 ASIDES = (  # off the threads: they move a call-back away from what it calls back
     "The {SKY}.",
     "Close by {animal:a ANIMAL} {DEED}[.|, and so did {a ANIMAL-animal}.]",
@@ -301,7 +303,7 @@ def _tell_long(tale: Tale) -> None:
     tale.either(*ASIDES)
     lessons = [lesson for thread in threads if (lesson := next(thread))]
     if lessons:
-        _tell_moral(tale, lessons[0])
+        _tell_moral(tale, next((lesson for lesson in lessons if lesson[0] in FAULTS), lessons[0]))
     tale.either(
         "At last {A} went back to {hobby}.",
         "At bedtime, {home}, {A} told {A.her} {KIN} about the {weather} {time}.",
