@@ -4,11 +4,12 @@ import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from scipy.stats import chisquare
 
-from gptlib.data.telling import Program, Recall, Table, Teller, parse, write
+from gptlib.data.telling import Language, Program, Recall, Table, Tale, Teller, parse, write
 
 NAMES = Table((" Ann", " Bo"), (3, 1))
 THINGS = Table((" hat", " cup", " bell"))
@@ -17,15 +18,22 @@ SPEAKER = Table((" Ann", " Bo", " nobody"), (1, 1, 8), "callback")
 
 
 def tale(t: Teller) -> None:
-    """Names, repeated and optional parts, call-backs."""
-    name = t.choose(NAMES)
+    """Names, repeated and optional parts, an excluded option, call-backs."""
+    name = NAMES.options[t.choose(NAMES)]
     t.tell(" has a")
+    thing = t.choose(THINGS)
     for _ in range(3):
-        thing = t.choose(THINGS)
-        if t.choose(JOINT) == ".":
+        if t.choose(JOINT) == 0:
             break
         t.tell(" a")
-    t.tell(" Where is the", thing, "?", SPEAKER, " said, here,", name, "!")
+        thing = t.choose(THINGS, [thing])
+    t.tell(" Where is the")
+    t.tell(THINGS.options[thing])
+    t.tell("?")
+    t.choose(SPEAKER)
+    t.tell(" said, here,")
+    t.tell(name)
+    t.tell("!")
 
 
 class Enumerator:
@@ -35,20 +43,17 @@ class Enumerator:
         self.path, self.text, self.probability = path, "", 1.0
         self.widths: list[int] = []
 
-    def choose(self, table: Table) -> Recall:
+    def choose(self, table: Table, excluded: Sequence[int] = ()) -> int:
+        left = [index for index in range(len(table.options)) if index not in excluded]
         depth = len(self.widths)
-        index = self.path[depth] if depth < len(self.path) else 0
-        self.widths.append(len(table.options))
+        index = left[self.path[depth] if depth < len(self.path) else 0]
+        self.widths.append(len(left))
         self.text += table.options[index]
-        self.probability *= table.weights[index] / sum(table.weights)
-        return Recall(table.options[index])
+        self.probability *= table.weights[index] / sum(table.weights[other] for other in left)
+        return index
 
-    def tell(self, *parts: str | Table) -> None:
-        for part in parts:
-            if isinstance(part, Table):
-                self.choose(part)
-            else:
-                self.text += part
+    def tell(self, part: str) -> None:
+        self.text += part
 
 
 def enumerate_all(program: Program) -> dict[str, float]:
@@ -117,6 +122,7 @@ def test_spans_and_kinds() -> None:
     [
         (" Cid has a hat. Where is the hat? Bo said, here, Cid!", 0),
         (" Ann has a hat. Where is the cup? Bo said, here, Ann!", 28),
+        (" Ann has a hat and a hat. Where is the hat? Bo said, here, Ann!", 20),
         (" Ann has a hat. Where is the hat? Bo said, here, Bo!", 48),
         (" Ann has a hat", 14),
         (" Ann has a hat. Where is the hat? Bo said, here, Ann! The end", 53),
@@ -132,3 +138,45 @@ def test_a_text_that_the_program_cannot_write_is_refused_at_its_offset(text: str
 def test_a_table_that_is_not_prefix_free_is_a_mistake(options: tuple[str, ...]) -> None:
     with pytest.raises(AssertionError):
         Table(options)
+
+
+# --- templates --------------------------------------------------------------------------------------------------
+
+LISTS = {"THING": ("a ball", "an oar"), "FOOD": ("tea", "soup"), "NAME": ("Ann", "Bo")}
+
+
+def told(*templates: str, draws: Sequence[float] = (), **known: str) -> str:
+    numbers = iter(draws)
+
+    def program(teller: Teller) -> None:
+        tale = Tale(teller, Language(LISTS), {name: Recall(f" {word}") for name, word in known.items()})
+        for template in templates:
+            tale.say(template)
+
+    return write(program, lambda: next(numbers)).text
+
+
+def test_articles_are_told_and_not_recalled() -> None:
+    assert told("{a THING}, {x:a THING}, the {x}!", draws=(0, 0.9)) == " a ball, an oar, the oar!"
+    assert told("the {x:THING} and {y:a THING-x}", draws=(0.9, 0.9, 0)) == " the oar and a ball"
+
+
+def test_choices_hold_slots_and_choices_and_own_the_space_before_them() -> None:
+    template = "{x}[.| drank [tea|some {FOOD}]!]"
+    assert told(template, draws=(0,), x="Ann") == " Ann."
+    assert told(template, draws=(0.9, 0), x="Ann") == " Ann drank tea!"
+    assert told(template, draws=(0.9, 0.9, 0.9), x="Ann") == " Ann drank some soup!"
+
+
+def test_one_of_several_is_recalled_alike_often() -> None:
+    assert told("{z:x/y} and {z}", draws=(0.51,), x="Ann", y="Bo") == " Bo and Bo"
+
+
+def test_punctuation_follows_without_a_space() -> None:
+    assert told("{x}", ". {x} ran", x="Ann") == " Ann. Ann ran"
+
+
+@pytest.mark.parametrize("template", ["[a|ab]", "[{x}|a]", "no{x}", "{x:NONE}", "[a|b", "a]", "[[a|b]|c]"])
+def test_a_template_that_could_be_read_in_two_ways_or_not_at_all_is_a_mistake(template: str) -> None:
+    with pytest.raises((AssertionError, IndexError)):
+        told(template, draws=(0, 0), x="Ann")
