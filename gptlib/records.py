@@ -37,8 +37,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 # The modules that decide a run's numbers; a change in any of them makes earlier runs another experiment.
 NUMERIC_SOURCES = (
     "data/stories.py", "data/corpora.py", "data/tokenizers.py", "data/shards.py", "data/dataset.py", "data/loader.py",
-    "data/telling.py", "data/texts.py", "fields.py", "streams.py", "layers.py", "model.py", "muon.py", "optimizers.py",
-    "schedules.py", "device.py", "hellaswag.py", "evaluate.py", "train.py",
+    "data/telling.py", "data/words.py", "data/texts.py", "fields.py", "streams.py", "layers.py", "model.py", "muon.py",
+    "optimizers.py", "schedules.py", "device.py", "hellaswag.py", "evaluate.py", "train.py",
 )  # fmt: skip
 
 

@@ -16,6 +16,12 @@ from gptlib.train import run_from_folder, train
 CPU = Place(torch.device("cpu"))
 
 
+@pytest.fixture(scope="session")
+def tiny(tiny):
+    """A context that every story fits into, several to a row, none of which sees another."""
+    return lambda changes=None: tiny({"model.seq_len": 1024, "model.document_mask": True} | (changes or {}))
+
+
 @pytest.fixture(scope="module")
 def model(tiny, tiny_dataset):
     torch.set_num_threads(1)
@@ -31,10 +37,10 @@ def nll(model, tokens):
 
 @pytest.fixture(scope="module")
 def by_document(model, tiny_dataset):
-    """Of each validation document: -ln p of its tokens and of the end-of-text behind it. One document fills a row."""
+    """Of each validation document: -ln p of its tokens and of the end-of-text behind it."""
     eot = np.array([tiny_dataset.eot])
     documents = tiny_dataset.documents("val")
-    assert all(128 < len(document) < 256 for document in documents)
+    assert all(len(document) < 1023 for document in documents)
     return [nll(model, np.concatenate([eot, document, eot])) for document in documents]
 
 
@@ -51,18 +57,22 @@ def test_the_loss_is_the_mean_over_every_scored_target(model, tiny_dataset, tiny
 
 def test_the_loss_of_a_stream_is_that_of_its_windows(model, tiny_dataset, tiny):
     tokens = np.concatenate(tiny_dataset.tokens("val"))
+    unmasked = GPT(tiny({"model.document_mask": False}).model, tiny_dataset.vocab_size)
+    unmasked.load_state_dict(model.state_dict())
     windows = [tokens[start : start + 65] for start in range(0, len(tokens) - 1, 64)]
-    every = np.concatenate([nll(model, window) for window in windows])
-    result = evaluate(model, tiny_dataset, tiny({"data.rows": "stream", "model.seq_len": 64}), CPU)
+    every = np.concatenate([nll(unmasked, window) for window in windows])
+    result = evaluate(unmasked, tiny_dataset, tiny({"data.rows": "stream", "model.seq_len": 64}), CPU)
     assert result.tokens == len(every) == len(tokens) - 1
     assert result.loss == pytest.approx(every.mean(), rel=1e-6)
     assert (result.floor, result.excess, result.excess_se) == (None, None, None)  # windows cut documents
 
 
 def test_a_cheap_evaluation_takes_the_first_rows(model, tiny_dataset, tiny, by_document):
-    result = evaluate(model, tiny_dataset, tiny(), CPU, rows=3)
-    assert result.loss == pytest.approx(np.concatenate(by_document[:3]).mean(), rel=1e-6)
-    floor = tiny_dataset.val_nll[:3].sum() / result.tokens
+    result = evaluate(model, tiny_dataset, tiny(), CPU, rows=1)
+    first = 1 + np.cumsum([len(document) for document in by_document]).tolist().index(result.tokens)
+    assert 1 < first < len(by_document) and len(np.concatenate(by_document[: first + 1])) > 1024
+    assert result.loss == pytest.approx(np.concatenate(by_document[:first]).mean(), rel=1e-6)
+    floor = tiny_dataset.val_nll[:first].sum() / result.tokens
     assert result.floor == pytest.approx(floor, rel=1e-9) and result.excess == pytest.approx(result.loss - floor)
 
 
@@ -101,9 +111,9 @@ def test_evaluating_leaves_a_training_model(model, tiny_dataset, tiny):
 # --- sampling ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [0, 257])
+@pytest.mark.parametrize("length", [0, 1025])
 def test_a_prompt_has_to_fit_the_context(model, tiny_dataset, length):
-    with pytest.raises(ValueError, match=f"prompt of {length} tokens: give 1 to 256"):
+    with pytest.raises(ValueError, match=f"prompt of {length} tokens: give 1 to 1024"):
         generate(model, [0] * length, 1, CPU, tiny_dataset.vocab_size, 0)
 
 
@@ -159,7 +169,7 @@ def test_a_finished_run_can_be_sampled(finished, model, tiny_dataset):
 
 
 def test_a_prompt_that_is_too_long_for_a_run_is_one_line(finished):
-    with pytest.raises(ValueError, match="give 1 to 256, the context of this model") as error:
+    with pytest.raises(ValueError, match="give 1 to 1024, the context of this model") as error:
         sample_from_run(finished, "A very long story. " * 100, 5)
     assert "\n" not in str(error.value)
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gptlib.config import ConfigError, project_root
-from gptlib.data import stories, telling
+from gptlib.data import stories, telling, words
 from gptlib.data.hub import HubFile, Repository, fetch_files, fetch_url, local_files
 from gptlib.data.shards import sha256_file
 from gptlib.data.texts import Documents, find_files, read_texts
@@ -109,7 +109,7 @@ def fetch_token_shards(config: DataConfig, cache: Path, say: Say = lambda _: Non
 def source_key(config: DataConfig) -> dict[str, Any]:
     """What decides the text and the hold-out, JSON-plain; fields that do not matter for this corpus are left out."""
     if config.corpus == "stories":
-        source = "".join(sha256_file(Path(str(module.__file__))) for module in (stories, telling))
+        source = "".join(sha256_file(Path(str(module.__file__))) for module in (stories, telling, words))
         fields = {"documents", "val_documents", "seed"}
         return {
             "corpus": "stories",

@@ -584,7 +584,7 @@ def test_stories_are_scored_whole_with_their_probability_beside_them(stories_pat
     dataset = open_dataset(stories_path)
     assert dataset.val_nll is not None
     sums = np.zeros(len(dataset.val_nll))
-    for batch in validation_batches(dataset, run_config("documents", seq_len=512), batch_rows=4):
+    for batch in validation_batches(dataset, run_config("documents", seq_len=1024), batch_rows=4):
         assert batch.documents is not None
         scored_bt = batch.targets >= 0
         np.add.at(sums, batch.documents[scored_bt], dataset.token_bytes[batch.targets[scored_bt]])
