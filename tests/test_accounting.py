@@ -248,7 +248,7 @@ def test_activations_of_every_preset_are_estimated(preset: str, bf16: bool) -> N
     rows = min(config.train.batch_rows, config.hardware.micro_rows or config.train.batch_rows)
     with FakeTensorMode():
         measured = saved_bytes(config.model, entries(config), rows, bf16)
-    assert memory_estimate(config, entries(config), bf16).activations == pytest.approx(measured, rel=0.02)
+    assert memory_estimate(config, entries(config), bf16).activations == pytest.approx(measured, rel=0.03)
 
 
 def test_fake_tensors_are_kept_as_real_ones_are() -> None:

@@ -30,7 +30,8 @@ def study_results(outputs: Path, study: str, stage: str = "full") -> dict[str, A
         raise RecordError(f"{outputs / study / stage}: no finished experiment; run the study first")
     config = read_json(outputs / study / stage / "baseline" / "config.json")["config"]
     for section, key in (("data", "path"), ("eval", "hellaswag")):  # the place is the machine's, the name is not
-        config[section][key] = Path(config[section].get(key, "")).name
+        if config.get(section, {}).get(key):
+            config[section][key] = Path(config[section][key]).name
     return {
         "study": study,
         "stage": stage,

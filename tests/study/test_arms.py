@@ -400,7 +400,7 @@ def test_several_keys_are_tried_in_every_combination(made: Callable[..., Arms], 
     "tune",
     [
         {"optim.lr_scale": ["x1/3", "x2/3", "x1"]},
-        {"schedule.kind": ["linear", "cosine"], "optim.muon.nesterov": [True, False]},
+        {"optim.muon.orthogonalize": ["convergent", "newton_schulz"], "optim.muon.nesterov": [True, False]},
         {"optim.adamw.eps": [1e-10, 1e-8]},
         {"optim.adamw.betas": [[0.9, 0.95], [0.8, 0.95]]},
         {key: ["x1/3", "x1"] for key in ("optim.adamw.embed_lr", "optim.adamw.head_lr", "optim.adamw.scalar_lr")},
