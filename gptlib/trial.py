@@ -30,7 +30,7 @@ from gptlib.train import accumulate_gradients, build, clip_gradients, compiled, 
 POINTS = 8  # of a run, at which the steps of an arm are timed where they change on the way
 BLOCK_SECONDS = 0.3  # a block holds as many steps as fit, at least two
 MIN_ROUNDS, MAX_SECONDS = 10, 60.0  # of one trial; it ends earlier when the ratio is known
-PRECISION = 0.005  # half-width of the 95 % interval of the ratio that is enough
+PRECISION = 0.01  # half-width of the 95 % interval of the ratio that is enough
 
 
 class Arm:
