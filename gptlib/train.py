@@ -46,10 +46,8 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
     compute = compiled(model) if config.hardware.compile else model
     batches, pace = TrainingStream(dataset, config, seed, place.rank, place.world), Pace(config, seed)
     micro_tokens = config.model.seq_len * (config.hardware.micro_rows or config.train.batch_rows // place.world)
-    steps, every = config.train.steps, config.eval.every
-    log_every = -(-steps // MAX_LOGGED_STEPS)
+    steps, every, log_every = config.train.steps, config.eval.every, -(-config.train.steps // MAX_LOGGED_STEPS)
     limit = DIVERGED_FACTOR * math.log(dataset.vocab_size)
-    # opened before the first step, so that a file that will not do costs no training
     questions = open_questions(config.eval, dataset.tokenizer, config.model.seq_len) if config.eval.hellaswag else None
     seconds, tokens, loss, row, best = 0.0, 0, float("nan"), dict[str, Any](), float("inf")
 
@@ -106,13 +104,12 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
             "memory_mib": place.memory_mib(),
             **pace.state(step, rows, length),
         }
-    memory = memory_report(model, optimizers, batch, max(1, micro_tokens // length), place)
     finals = _finals(evaluation, best, seconds, tokens, config)
-    result = {**outcome("finished", steps), **finals, "memory": memory}
+    finals["memory"] = memory_report(model, optimizers, batch, max(1, micro_tokens // length), place)
     if questions:
         scores = evaluate_hellaswag(model, questions, config, place)
-        result |= {"hellaswag": scores, "hellaswag_error": 1 - scores["acc_norm"]}  # lower is better, as of a loss
-    return model, result
+        finals |= {"hellaswag": scores, "hellaswag_error": 1 - scores["acc_norm"]}  # lower is better, as of a loss
+    return model, outcome("finished", steps) | finals
 
 
 def build(config: RunConfig, dataset: Dataset, seed: int, place: Place) -> tuple[GPT, list[torch.optim.Optimizer]]:

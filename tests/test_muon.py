@@ -161,7 +161,7 @@ def give_gradients(params: list[nn.Parameter], step: int) -> list[Tensor]:
     return gradients
 
 
-def compare(groups: list[tuple[list[tuple[int, int]], dict[str, Any]]], steps: int = 4) -> None:
+def assert_equal_to_plain(groups: list[tuple[list[tuple[int, int]], dict[str, Any]]], steps: int = 4) -> None:
     """One optimizer over groups of (shapes, settings), against a Plain for each matrix or block of it."""
     params = parameters(*[shape for shapes, _ in groups for shape in shapes])
     own, plain = iter(params), []
@@ -201,7 +201,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("orthogonalize", POLYNOMIALS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_steps_equal_those_of_each_matrix_alone(variant: str, orthogonalize: str) -> None:
-    compare([(TALL_WIDE_SQUARE, VARIANTS[variant] | {"orthogonalize": orthogonalize})])
+    assert_equal_to_plain([(TALL_WIDE_SQUARE, VARIANTS[variant] | {"orthogonalize": orthogonalize})])
 
 
 @pytest.mark.parametrize("orthogonalize", POLYNOMIALS)
@@ -209,13 +209,13 @@ def test_steps_equal_those_of_each_matrix_alone(variant: str, orthogonalize: str
 def test_blocks_of_rows_are_matrices_of_their_own(variant: str, orthogonalize: str) -> None:
     """Wide, tall and square blocks of wide, tall and square matrices; a block may be the whole."""
     shapes = [(12, 24), (24, 12), (12, 12), (24, 3), (6, 6), (24, 6)]
-    compare([(shapes, VARIANTS[variant] | {"orthogonalize": orthogonalize, "block_rows": 6})])
+    assert_equal_to_plain([(shapes, VARIANTS[variant] | {"orthogonalize": orthogonalize, "block_rows": 6})])
 
 
 def test_groups_of_different_settings_share_an_optimizer() -> None:
     """The same shapes in all of them, blocks included: what is batched together keeps its own settings."""
     shapes = [(12, 12), (24, 12), (12, 24)]
-    compare(
+    assert_equal_to_plain(
         [
             (shapes, {"lr": 0.1}),
             (shapes, {"lr": 0.05, "momentum": 0.3, "weight_decay": 0.5}),
