@@ -153,7 +153,8 @@ def test_fingerprints_depend_on_values_and_not_on_order():
 
 def test_all_shipped_parameter_files_load():
     root = project_root() / "params"
-    from gptlib.study.hypothesis import load_ablation, load_study
+    from gptlib.study.hypothesis import load_ablation
+    from gptlib.study.studies import load_study
 
     bases = [load_config(path) for path in (root / "base").glob("*.yaml")]
     ablations = [load_ablation(path) for path in (root / "ablations").glob("*.yaml")]
@@ -162,7 +163,8 @@ def test_all_shipped_parameter_files_load():
 
 
 def test_every_shipped_study_passes_the_difference_gate_on_its_own_base():
-    from gptlib.study.hypothesis import load_ablation, load_study
+    from gptlib.study.hypothesis import load_ablation
+    from gptlib.study.studies import load_study
 
     for path in (project_root() / "params" / "studies").glob("*.yaml"):
         study = load_study(path)

@@ -1,4 +1,4 @@
-"""What is claimed before anything runs: one ablation, its hypothesis, and how it will be judged; a study of several."""
+"""What is claimed before anything runs: one ablation, its hypothesis, and how it will be judged."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gptlib.config import ConfigError, Overrides, flatten, params_file, parse_overrides, validate, with_changes
+from gptlib.config import ConfigError, flatten, params_file, parse_overrides, validate, with_changes
 from gptlib.fields import RunConfig, Section
 from gptlib.matching import KNOBS, Knob, Mode
 from gptlib.records import NAME
@@ -160,49 +160,6 @@ def _scaled(key: str, value: Any, old: Any) -> Any:
     return max(1, round(new)) if isinstance(old, int) else float(new)
 
 
-class Study(Section):
-    """A baseline and its ablations, run through the notebooks; over several bases, the first one reported in full."""
-
-    name: str
-    question: str
-    base: str | list[str]
-    overrides: dict[str, Any] = {}
-    ablations: list[str] = Field(min_length=1)
-    interactions: list[tuple[str, str]] = []  # pairs of the ablations that are also made together
-    seeds: list[int] = Field([42, 43, 44, 45, 46], min_length=1)
-    stage: str = "full"
-    notebooks_at_once: int = Field(2, ge=1)
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_are_distinct(cls, seeds: list[int]) -> list[int]:
-        return distinct_seeds(seeds)
-
-    @model_validator(mode="after")
-    def _interactions_are_of_ablations(self) -> "Study":
-        unknown = sorted({name for pair in self.interactions for name in pair} - set(self.ablations))
-        if unknown:
-            raise ValueError(f"interactions: {', '.join(unknown)} is not among the ablations")
-        if not self.bases or len({Path(base).stem for base in self.bases}) < len(self.bases):
-            raise ValueError(f"base={self.base}: give one name, or several, each once")
-        return self
-
-    @property
-    def bases(self) -> list[str]:
-        return [self.base] if isinstance(self.base, str) else self.base
-
-    def stage_of(self, base: str) -> str:
-        """The stage whose folder has the experiments of a base: that of the study, for all but the first `-<base>`."""
-        return self.stage if base == self.bases[0] else f"{self.stage}-{Path(base).stem}"
-
-    @field_validator("name", "stage")
-    @classmethod
-    def _name_is_a_folder(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: use up to 80 letters, digits, '.', '_' or '-'")
-        return name
-
-
 def distinct_seeds(seeds: Sequence[int]) -> list[int]:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds={list(seeds)}: give at least one, each once, none negative")
@@ -214,18 +171,3 @@ def load_ablation(name: str | Path) -> Ablation:
     path = params_file("ablations", name)
     values, lines = read_yaml(path)
     return validate(Ablation, values, {key: f"{path.name} line {line}" for key, line in lines.items()})
-
-
-def load_study(name: str | Path, overrides: Overrides = ()) -> Study:
-    """Read a study file, add overrides to its own, check that its ablations exist and differ. Raises ConfigError."""
-    path = params_file("studies", name)
-    values, lines = read_yaml(path)
-    study = validate(Study, values, {key: f"{path.name} line {line}" for key, line in lines.items()})
-    study = study.model_copy(update={"overrides": parse_overrides(study.overrides) | parse_overrides(overrides)})
-    loaded = {ablation: load_ablation(ablation) for ablation in study.ablations}
-    variants = [loaded[name].variant for name in study.ablations]
-    for a, b in study.interactions:
-        combine(loaded[a], loaded[b])
-    if len(set(variants)) != len(variants):
-        raise ConfigError(f"{path.name}: a variant is listed twice: {', '.join(variants)}")
-    return study

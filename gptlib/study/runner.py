@@ -25,8 +25,9 @@ from tqdm import tqdm
 from gptlib import records
 from gptlib.config import ConfigError, fingerprint, load_config, params_file, project_root
 from gptlib.launch import bound_module, record_failure
-from gptlib.study.hypothesis import Ablation, Study, combine, load_ablation, load_study
+from gptlib.study.hypothesis import Ablation, combine, load_ablation
 from gptlib.study.plan import Plan, plan_experiment
+from gptlib.study.studies import Study, load_study
 
 POLL_SECONDS = 0.5
 

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from gptlib.config import ConfigError, diff, load_config, require_only
-from gptlib.study.hypothesis import Ablation, Analysis, Expectation, load_ablation, load_study
+from gptlib.study.hypothesis import Ablation, Analysis, Expectation, load_ablation
 from gptlib.study.plan import plan_experiment
+from gptlib.study.studies import load_study
 
 ABLATION = {
     "variant": "no_qk_norm",

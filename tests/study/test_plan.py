@@ -10,8 +10,9 @@ import yaml
 from gptlib import records
 from gptlib.config import ConfigError, diff
 from gptlib.fields import RunConfig
-from gptlib.study.hypothesis import Ablation, Study, combine, load_study
+from gptlib.study.hypothesis import Ablation, combine
 from gptlib.study.plan import Plan, plan_experiment
+from gptlib.study.studies import Study, load_study
 
 Tiny = Callable[..., RunConfig]
 RATES = {"optim.muon.lr": [0.01, 0.02, 0.03]}
