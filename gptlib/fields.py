@@ -322,6 +322,8 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(100, ge=1)
     batch_rows: int = Field(8, ge=1)  # rows of seq_len tokens per optimizer step, over all devices
+    # added to the seed of every run: the same configuration with other draws, to compare it with itself (A/A)
+    seed_offset: int = Field(0, ge=0)
 
 
 class EvalConfig(Section):

@@ -241,7 +241,7 @@ def run_from_folder(run: Path) -> None:
                 finite = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
                 records.append_jsonl(run / "metrics.jsonl", {**who, **finite})
 
-        model, result = train(config, dataset, spec["seed"], place, log)
+        model, result = train(config, dataset, spec["seed"] + config.train.seed_offset, place, log)
         if result["success"]:
             speed = run_flops(config, dataset.vocab_size) / result["time_seconds"]
             result |= {"flops_per_second": speed, "matmul_peak": peak, "mfu": speed / peak}

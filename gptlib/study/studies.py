@@ -13,6 +13,7 @@ from gptlib.study.hypothesis import combine, distinct_seeds, load_ablation, with
 from gptlib.yaml12 import read_yaml
 
 StageName = Literal["A", "B", "C"]
+REPEAT_SEEDS = 1000  # between the seeds of a repeat and those of the next
 STAGES: tuple[StageName, ...] = ("A", "B", "C")  # screen, check, race
 
 
@@ -99,6 +100,7 @@ class Study(Section):
     seeds: list[int] = Field([42, 43, 44, 45, 46], min_length=1)
     stage: str = "full"
     stages: Staging | None = None  # None: all ablations at once, with `seeds`
+    repeats: int = Field(1, ge=1, le=99)  # the whole study again and again, each time with fresh seeds
     notebooks_at_once: int = Field(2, ge=1)
 
     @field_validator("seeds")
@@ -111,8 +113,10 @@ class Study(Section):
         unknown = sorted({name for pair in self.interactions for name in pair} - set(self.ablations))
         if unknown:
             raise ValueError(f"interactions: {', '.join(unknown)} is not among the ablations")
-        if self.stages and (self.interactions or len(self.bases) > 1):
-            raise ValueError("stages: a staged study has one base and no interactions")
+        if self.stages and (self.interactions or len(self.bases) > 1 or self.repeats > 1):
+            raise ValueError("stages: a staged study has one base, no interactions and no repeats")
+        if self.repeats > 1 and max(self.seeds) - min(self.seeds) >= REPEAT_SEEDS:
+            raise ValueError(f"repeats: the seeds {self.seeds} of repeats would overlap; keep them within {REPEAT_SEEDS}")
         if not self.bases or len({Path(base).stem for base in self.bases}) < len(self.bases):
             raise ValueError(f"base={self.base}: give one name, or several, each once")
         return self
@@ -124,6 +128,10 @@ class Study(Section):
     def stage_of(self, base: str) -> str:
         """The stage whose folder has the experiments of a base: that of the study, for all but the first `-<base>`."""
         return self.stage if base == self.bases[0] else f"{self.stage}-{Path(base).stem}"
+
+    def seeds_of(self, repeat: int) -> list[int]:
+        """Fresh seeds for each repeat, the first has the study's own."""
+        return [seed + REPEAT_SEEDS * (repeat - 1) for seed in self.seeds]
 
     @field_validator("name", "stage")
     @classmethod

@@ -1,0 +1,85 @@
+"""Pre-registration: what a study asks and how it will judge, sealed before its first run; what a stage may claim.
+
+outputs/<study>/registration.json holds the study and its ablations as they were when it was first asked for, their
+hash, the commit and the time. What differs later is listed there as a deviation, and no analysis that knows of one
+calls itself confirmatory. decision.json is written by the staged runner alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gptlib import records
+from gptlib.config import flatten
+from gptlib.study.hypothesis import Ablation
+from gptlib.study.plan import Plan
+from gptlib.study.studies import Study
+
+ROLES = {"A": "screen", "B": "check", "C": "race"}
+
+
+def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[str]:
+    """Seal a study before its first run; returns how it deviates from what was sealed with results there already.
+
+    Another base or other overrides are another study: its registration is moved aside, as its records are.
+    """
+    path = folder / "registration.json"
+    content = {
+        "study": study.model_dump(mode="json", exclude={"notebooks_at_once"}),
+        "ablations": {ablation.variant: ablation.model_dump(mode="json") for ablation in ablations},
+    }
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    first: dict[str, Any] = records.read_json(path) if path.exists() else {}
+    if first and any(first["study"][key] != content["study"][key] for key in ("base", "overrides")):
+        records.move_aside(path)
+        first = {}
+    if not first or not any(folder.glob("*/*/runs/*/result.json")):
+        stamp = {"sha256": seal, "registered": records.utc_now(), "git": records.git_info(), "deviations": []}
+        records.write_json(path, stamp | content)
+        return []
+    old, new = _flat(first), _flat(content)
+    found = [f"{key}: registered {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    deviations = list(dict.fromkeys([*first["deviations"], *found]))
+    records.write_json(path, first | {"deviations": deviations})
+    return deviations
+
+
+def registration(outputs: Path, study: str) -> dict[str, Any] | None:
+    """The registration of a study; None for experiments that belong to none."""
+    path = outputs / study / "registration.json"
+    return records.read_json(path) if path.exists() else None
+
+
+def decision(outputs: Path, study: str) -> dict[str, Any] | None:
+    """What a staged study has decided so far; None before its first decision."""
+    path = outputs / study / "decision.json"
+    return records.read_json(path) if path.exists() else None
+
+
+def role(plan: Plan) -> str:
+    """`screen`, `check` or `race` for an experiment of a staged study, else empty: only the last claims by itself."""
+    sealed = registration(plan.outputs, plan.study)
+    return ROLES.get(plan.stage, "") if sealed and sealed["study"].get("stages") else ""
+
+
+def staged_verdict(plan: Plan) -> dict[str, Any] | None:
+    """What may be said of an experiment of a staged study, as fields of a Comparison; None where there are no stages.
+
+    Screen and check make no claim; the race makes its own, once it has ended with exactly the seeds of `plan`.
+    """
+    part = role(plan)
+    if not part:
+        return None
+    decided = decision(plan.outputs, plan.study) or {"claims": []}
+    for claim in decided["claims"] if part == "race" else ():
+        if claim["variant"] == plan.variant and claim["seeds"] == len(plan.seeds):
+            known = {key: claim[key] for key in ("difference", "low", "high", "p_value", "verdict", "reason")}
+            return known | {"alpha": decided["rule"]["alpha"]}
+    said = "the race goes on" if part == "race" else f"a {part} makes no claim, its seeds only say what goes on"
+    return {"verdict": "undecided", "reason": f"{said}; see decision.json"}
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    return flatten({key: content[key] for key in ("study", "ablations")})
