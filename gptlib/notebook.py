@@ -8,10 +8,8 @@ import ast
 import atexit
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from math import nan
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
@@ -26,9 +24,9 @@ from gptlib.fields import RunConfig, Section
 from gptlib.live import picture, run
 from gptlib.matching import TOLERANCE
 from gptlib.report import plots, tables
-from gptlib.stats.compare import Comparison, contrast, minimum_detectable_effect
+from gptlib.stats.compare import Comparison, minimum_detectable_effect
 from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
-from gptlib.study.hypothesis import Ablation, Analysis, Expectation, combine, distinct_seeds, load_ablation
+from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds
 from gptlib.study.plan import Plan, plan_experiment
 from gptlib.yaml12 import suggestion
 
@@ -102,6 +100,7 @@ class AnalysisParameters(RunParameters):
     ablations: list[str] = ["no_qk_norm", "gelu"]
     interactions: list[tuple[str, str]] = []
     ladder: dict[str, str] = {}
+    repeats: dict[str, list[int]] = {}
     missing: list[str] = []
 
 
@@ -196,14 +195,6 @@ class Answer(NamedTuple):
         return explanations(self.baseline, self.variant, self.comparison.verdict)
 
 
-class Interaction(NamedTuple):
-    """A 2x2 design: {seed: final loss} of the baseline, each variant and both together, and the contrast of them."""
-
-    variants: tuple[str, str]
-    losses: list[dict[int, float]]
-    contrast: Comparison
-
-
 def baseline_of(parameters: RunParameters, variant: Plan | None = None) -> Experiment:
     """The baseline of the same study and stage, or the arm that `variant` is compared with: reused or trained now.
 
@@ -240,39 +231,6 @@ def ablation_of(parameters: RunParameters, ablation: Ablation) -> Answer:
     if not complete:
         finish(experiment, answer)
     return answer
-
-
-def across_sizes(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
-    """A row for every base and ablation: `base`, `parameters` (non-embedding), `variant`, its difference and verdict.
-
-    `answers` are those of the parameters' own base; those of the ladder are reused, or else run now.
-    """
-    found = [(parameters.base, answer) for answer in answers]
-    for base, stage in parameters.ladder.items():
-        there = parameters.model_copy(update={"base": base, "stage": stage})
-        found += [(base, ablation_of(there, load_ablation(name))) for name in parameters.ablations]
-    rows = [
-        {
-            "base": Path(base).stem,
-            "parameters": answer.baseline.costs()["non_embedding"],
-            "variant": answer.variant.plan.variant,
-            "baseline's loss": fmean(answer.baseline.finals().values()) if answer.baseline.finals() else nan,
-            **{key: getattr(answer.comparison, key) for key in ("difference", "low", "high", "verdict")},
-        }
-        for base, answer in found
-    ]
-    return pd.DataFrame(rows)
-
-
-def interaction_of(parameters: RunParameters, names: Sequence[str]) -> Interaction:
-    """Two ablations, each alone and both together, against one baseline: reused or else run now. Raises ConfigError."""
-    a, b = (load_ablation(name) for name in names)
-    cells = [ablation_of(parameters, ablation) for ablation in (a, b, combine(a, b))]
-    if len({cell.baseline.plan.fingerprint for cell in cells}) > 1:
-        raise ConfigError(f"interaction of {a.variant} and {b.variant}: their baselines differ, by tuning or batch")
-    arms = [cells[0].baseline, *(cell.variant for cell in cells)]
-    losses = [arm.finals(a.analysis.metric) for arm in arms]
-    return Interaction((a.variant, b.variant), losses, contrast(losses, a.analysis.alpha, a.analysis.margin))
 
 
 def finish(experiment: Experiment, answer: Answer | None = None) -> dict[str, Any]:
@@ -353,7 +311,7 @@ def verdict(answer: Answer) -> Markdown:
     experiment, comparison = answer.variant, answer.comparison
     ablation, arms, declared = experiment.plan.ablation, experiment.plan.arms, experiment.declaration()
     assert ablation is not None and arms is not None, "a baseline has no verdict"
-    lines = [f"{_headline(answer)} {_sentence(comparison.reason)}.", f"**Tuning:** {arms.tuning()}."]
+    lines = [f"{headline(answer)} {sentence(comparison.reason)}.", f"**Tuning:** {arms.tuning()}."]
     if arms.uncertainty > TOLERANCE["time"]:
         lines.append(
             f"**Matched by time** only to ±{100 * arms.uncertainty:.1f} %: the machine was busy during the trial."
@@ -368,11 +326,11 @@ def verdict(answer: Answer) -> Markdown:
     return Markdown("\n\n".join(lines))
 
 
-def _sentence(reason: str) -> str:
+def sentence(reason: str) -> str:
     return reason[:1].upper() + reason[1:]
 
 
-def _headline(answer: Answer) -> str:
+def headline(answer: Answer) -> str:
     """`**gelu: worse (confounded: time 0.90x).**`"""
     also = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in answer.confounders.items())
     return f"**{answer.variant.plan.variant}: {answer.comparison.verdict}{f' (confounded: {also})' if also else ''}.**"
@@ -385,26 +343,6 @@ def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
         return "one seed shows no noise, so no comparison can be made: give at least two"
     effect = minimum_detectable_effect(noise, seeds, alpha)
     return f"{effect:.3f} nats/token with {seeds} seeds an arm (standard deviation over seeds: {noise:.4f})"
-
-
-def findings(baseline: Experiment, answers: Iterable[Answer]) -> Markdown:
-    """A sentence for every answer, the largest effects first, under a line about how the arms were tuned."""
-    answers = sorted(answers, key=lambda answer: -abs(answer.comparison.difference or 0.0))
-    tuning = {a.variant.plan.variant: a.variant.plan.arms.tuning() for a in answers if a.variant.plan.arms}
-    alike = [name for name, how in tuning.items() if how.startswith("tuned alike")]
-    lines = []
-    if len(alike) < len(tuning):
-        but = f"; {', '.join(alike)} tuned alike" if alike else ""
-        lines.append(
-            "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
-            f"verdict holds at these rates{but}. The baseline's seeds have a standard deviation of "
-            f"{baseline.spread():.4f} nats/token."
-        )
-    for answer in answers:
-        how = tuning.get(answer.variant.plan.variant, "")
-        also = f"; {how}" if how.startswith("tuned ") else ""
-        lines.append(f"- {_headline(answer)} {_sentence(answer.comparison.reason)}{also}.")
-    return Markdown("\n".join(lines))
 
 
 def joined(*experiments: Experiment) -> pd.DataFrame:

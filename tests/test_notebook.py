@@ -273,7 +273,7 @@ def test_both_arms_are_tuned_on_seeds_of_their_own_before_they_meet(asked, execu
     ]
     said = notebook.verdict(answer).data
     assert "**Tuning:** tuned alike on 2 points each; the best of the baseline and the variant lies at the edge" in said
-    found = notebook.findings(answer.baseline, [answer]).data
+    found = analysis.findings(answer.baseline, [answer]).data
     assert "Unequal tuning" not in found and "tuned alike on 2 points each" in found
     assert answered(parameters).comparison == answer.comparison and len(executed) == 6, "and is used again"
     notebook.tuning(answer.variant.plan)
@@ -358,7 +358,7 @@ def test_what_could_explain_a_verdict_otherwise_is_in_the_record_and_in_the_head
     assert notebook.verdict(answer).data.startswith(
         "**swiglu_wide: better (confounded: parameters 1.06x, FLOPs 1.06x, "
     )
-    assert "(confounded: parameters 1.06x" in notebook.findings(answer.baseline, [answer]).data
+    assert "(confounded: parameters 1.06x" in analysis.findings(answer.baseline, [answer]).data
 
 
 def test_the_base_stays_the_baseline_where_its_rate_is_the_best(asked, given):
@@ -387,7 +387,7 @@ def test_what_is_not_tuned_alike_says_so(asked, given):
         ([tuned, unequal], True, True),
         ([tuned], False, False),
     ):
-        found = notebook.findings(untuned.baseline, answers).data
+        found = analysis.findings(untuned.baseline, answers).data
         assert found.startswith("**Unequal tuning:**") == start and ("; relu tuned alike" in found) == end
 
 
@@ -401,7 +401,7 @@ def test_effects_at_several_sizes_are_those_against_the_baseline_of_the_size(
     place = {"outputs": str(outputs), "overrides": overrides, "study": "s", "seeds": [42, 43]}
     parameters = notebook.AnalysisParameters(**place, ablations=["gelu"], ladder=ladder)
     answers = [notebook.ablation_of(parameters, load_ablation("gelu"))]
-    rows = notebook.across_sizes(parameters, answers).to_dict("records")
+    rows = analysis.across_sizes(parameters, answers).to_dict("records")
     assert [(row["base"], row["variant"]) for row in rows] == [("smoke", "gelu"), ("wide", "gelu")]
     assert [row["difference"] for row in rows] == pytest.approx([0.2, 0.3])
     # a layer: attention and feed-forward; every other one has a gate for its values
@@ -413,7 +413,7 @@ def test_two_changes_that_add_up_have_a_contrast_of_zero(asked, given, outputs, 
     given(by_rate)
     place = {"outputs": str(outputs), "overrides": overrides, "study": "s", "seeds": [42, 43]}
     parameters = notebook.AnalysisParameters(**place, ablations=["gelu", "higher_lr"])
-    found = notebook.interaction_of(parameters, ["gelu", "higher_lr"])
+    found = analysis.interaction_of(parameters, ["gelu", "higher_lr"])
     assert found.variants == ("gelu", "higher_lr") and found.contrast.difference == pytest.approx(0)
     given(
         lambda config, seed: (
@@ -421,6 +421,6 @@ def test_two_changes_that_add_up_have_a_contrast_of_zero(asked, given, outputs, 
         )
     )
     place["study"] = "t"
-    found = notebook.interaction_of(notebook.AnalysisParameters(**place), ["gelu", "higher_lr"])
+    found = analysis.interaction_of(notebook.AnalysisParameters(**place), ["gelu", "higher_lr"])
     assert found.contrast.difference == pytest.approx(2), "a rate three times as high is worth 2 with GELU alone"
     assert (outputs / "t" / "full" / "gelu_x_higher_lr" / "summary.json").exists()

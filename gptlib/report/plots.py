@@ -153,7 +153,7 @@ def tuning(arms: Arms) -> Figure:
 def effects_by_size(frame: pd.DataFrame) -> Figure:
     """Difference to the baseline over its non-embedding parameters, with its interval: a line per variant.
 
-    `frame` columns: parameters, variant, difference, low, high (notebook.across_sizes). Points of one size stand a
+    `frame` columns: parameters, variant, difference, low, high (analysis.across_sizes). Points of one size stand a
     little apart, so that their intervals can be told from each other.
     """
     figure, axes = _axes("Effect against model size", (7.6, 4.2), None)

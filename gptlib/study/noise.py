@@ -35,7 +35,9 @@ def _row(plans: list[Plan], stage: str, fingerprint: str) -> dict[str, Any] | No
         return None
     variance = sum(statistics.variance(values.values()) * (len(values) - 1) for values in spread) / df
     base = next((Experiment(plan).finals() for plan in plans if plan.arms is None), {})
-    correlations = [r for plan, arm in zip(plans, arms, strict=True) if plan.arms and (r := _correlation(base, arm)) is not None]
+    correlations = [
+        r for plan, arm in zip(plans, arms, strict=True) if plan.arms and (r := _correlation(base, arm)) is not None
+    ]
     config = plans[0].baseline().config if plans[0].arms else plans[0].config
     return {
         "class": f"{config.model.num_layers}x{config.model.model_dim} {config.data.corpus}, {config.train.steps} steps",

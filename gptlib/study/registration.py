@@ -40,7 +40,11 @@ def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[
         records.write_json(path, stamp | content)
         return []
     old, new = _flat(first), _flat(content)
-    found = [f"{key}: registered {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    found = [
+        f"{key}: registered {old.get(key)}, now {new.get(key)}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
     deviations = list(dict.fromkeys([*first["deviations"], *found]))
     records.write_json(path, first | {"deviations": deviations})
     return deviations

@@ -16,7 +16,7 @@ from gptlib import records
 from gptlib.config import ConfigError, fingerprint, params_file, project_root
 from gptlib.study.hypothesis import Ablation, combine, load_ablation
 from gptlib.study.noise import note_noise
-from gptlib.study.plan import Plan, plan_experiment
+from gptlib.study.plan import plan_experiment
 from gptlib.study.registration import register
 from gptlib.study.staged import run_stages
 from gptlib.study.steps import Notebooks, Place, Step, progress
@@ -50,7 +50,13 @@ class _Run:
         self.pairs = [(named[a], named[b]) for a, b in study.interactions]
         self.notebooks = Notebooks(self.folder, study.notebooks_at_once)
         self.places = [
-            Place(base, study.stage_of(base), study.seeds, study.overrides, "" if base == study.bases[0] else Path(base).stem)
+            Place(
+                base,
+                study.stage_of(base),
+                study.seeds,
+                study.overrides,
+                "" if base == study.bases[0] else Path(base).stem,
+            )
             for base in study.bases
         ]
         self.repeats = [
@@ -124,7 +130,11 @@ class _Run:
             main, steps = run_stages(self)
         else:
             main, steps = self.places[0], self._all_at_once()
-        names = [name for name, a in self.ablations.items() if a.variant in {s.plan.variant for s in steps[main.stage] if s.plan}]
+        names = [
+            name
+            for name, a in self.ablations.items()
+            if a.variant in {s.plan.variant for s in steps[main.stage] if s.plan}
+        ]
         analysis = self.analysis_step(main, steps, names)
         self.notebooks.execute([analysis])
         note_noise(self.outputs, [step.plan for stage in steps.values() for step in stage if step.plan])

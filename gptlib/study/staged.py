@@ -22,7 +22,7 @@ from gptlib.study.hypothesis import Ablation
 from gptlib.study.registration import ROLES
 from gptlib.study.reuse import reuse_runs
 from gptlib.study.steps import Notebooks, Place, Step, progress
-from gptlib.study.studies import Staging, StageName, Study
+from gptlib.study.studies import StageName, Study
 
 
 class StageStopped(ValueError):
@@ -227,7 +227,9 @@ class _Stages:
         if first["status"] != "finished":
             run = records.run_folder(plan.folder, 0, plan.seeds[0])
             said = "diverged" if first["status"] == "diverged" else f"failed ({first.get('error', 'no message')})"
-            raise StageStopped(f"stage {name}: its first run {said}, nothing else was started; see {run / 'stdout.log'}")
+            raise StageStopped(
+                f"stage {name}: its first run {said}, nothing else was started; see {run / 'stdout.log'}"
+            )
 
     def _metric(self) -> str:
         return next(iter(self.by_name.values())).analysis.metric
@@ -235,7 +237,13 @@ class _Stages:
     # ---- the record
 
     def _judge(
-        self, name: StageName, variants: list[str], losses: np.ndarray, on: np.ndarray, reasons: list[str], look: int = 0
+        self,
+        name: StageName,
+        variants: list[str],
+        losses: np.ndarray,
+        on: np.ndarray,
+        reasons: list[str],
+        look: int = 0,
     ) -> None:
         """Add a stage, or a look of the race, to decision.json."""
         base = losses[0].mean()

@@ -1,0 +1,155 @@
+"""What 90_analysis needs beyond one comparison: several sizes, 2x2 designs, stages, repeats, and findings in words."""
+
+from collections.abc import Iterable, Sequence
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from gptlib.config import ConfigError
+from gptlib.notebook import AnalysisParameters, Answer, RunParameters, ablation_of, headline, sentence, show
+from gptlib.report import science_plots
+from gptlib.stats.compare import Comparison, contrast
+from gptlib.study.experiment import Experiment
+from gptlib.study.hypothesis import combine, load_ablation
+from gptlib.study.registration import decision, registration
+
+
+class Interaction(NamedTuple):
+    """A 2x2 design: {seed: final loss} of the baseline, each variant and both together, and the contrast of them."""
+
+    variants: tuple[str, str]
+    losses: list[dict[int, float]]
+    contrast: Comparison
+
+
+def across_sizes(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
+    """A row for every base and ablation: `base`, `parameters` (non-embedding), `variant`, its difference and verdict.
+
+    `answers` are those of the parameters' own base; those of the ladder are reused, or else run now.
+    """
+    found = [(parameters.base, answer) for answer in answers]
+    for base, stage in parameters.ladder.items():
+        there = parameters.model_copy(update={"base": base, "stage": stage})
+        found += [(base, ablation_of(there, load_ablation(name))) for name in parameters.ablations]
+    rows = [
+        {
+            "base": Path(base).stem,
+            "parameters": answer.baseline.costs()["non_embedding"],
+            "variant": answer.variant.plan.variant,
+            "baseline's loss": fmean(answer.baseline.finals().values()) if answer.baseline.finals() else nan,
+            **{key: getattr(answer.comparison, key) for key in ("difference", "low", "high", "verdict")},
+        }
+        for base, answer in found
+    ]
+    return pd.DataFrame(rows)
+
+
+def interaction_of(parameters: RunParameters, names: Sequence[str]) -> Interaction:
+    """Two ablations, each alone and both together, against one baseline: reused or else run now. Raises ConfigError."""
+    a, b = (load_ablation(name) for name in names)
+    cells = [ablation_of(parameters, ablation) for ablation in (a, b, combine(a, b))]
+    if len({cell.baseline.plan.fingerprint for cell in cells}) > 1:
+        raise ConfigError(f"interaction of {a.variant} and {b.variant}: their baselines differ, by tuning or batch")
+    arms = [cells[0].baseline, *(cell.variant for cell in cells)]
+    losses = [arm.finals(a.analysis.metric) for arm in arms]
+    return Interaction((a.variant, b.variant), losses, contrast(losses, a.analysis.alpha, a.analysis.margin))
+
+
+def stages(parameters: RunParameters) -> Markdown:
+    """What a staged study decided, stage by stage, with its figures; one line for a study without stages."""
+    decided = decision(Path(parameters.outputs), parameters.study)
+    if decided is None:
+        return Markdown("This study has no stages: every ablation was run at full length with every seed.")
+    rows = [
+        {
+            "stage": f"{entry['stage']} ({entry['role']})" + (f", look {entry['look']}" if "look" in entry else ""),
+            "variant": arm["variant"],
+            "difference": arm["difference"],
+            "seeds": entry["seeds"],
+            "goes on": "yes" if arm["goes_on"] else "no",
+            "reason": arm["reason"],
+        }
+        for entry in decided["stages"]
+        for arm in entry["arms"]
+    ]
+    display(pd.DataFrame(rows).set_index(["stage", "variant"]))
+    ranks = pd.DataFrame([{**row, "stage": row["stage"][0]} for row in rows]).dropna()
+    ranks = ranks.drop_duplicates(["stage", "variant"], keep="last")[["stage", "variant", "difference"]]
+    if ranks["stage"].nunique() > 1:
+        show(science_plots.stage_ranks(ranks), "Difference to the stage's own baseline; a line joins one variant.")
+    lines = [f"**{sentence(decided['verdict'])}.**"]
+    for claim in decided["claims"]:
+        interval = "" if claim["low"] is None else (
+            f" Difference {claim['difference']:+.4f} [{claim['low']:+.4f}, {claim['high']:+.4f}], the interval at the "
+            "level of the last boundary."
+        )  # fmt: skip
+        lines.append(f"- **{claim['variant']}**: {claim['reason']}.{interval}")
+    for arm in decided["target"] or ():
+        lines.append(f"- {arm['variant']} against the target {arm['target']:g}: {arm['reason']}.")
+    return Markdown("\n".join(lines))
+
+
+def repeated(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
+    """A row for every repeat and ablation: stage, variant, difference, p_value; the first repeat is `answers`."""
+    found = [(parameters.stage, answer) for answer in answers] if parameters.repeats else []
+    for stage, seeds in parameters.repeats.items():
+        there = parameters.model_copy(update={"stage": stage, "seeds": seeds})
+        found += [(stage, ablation_of(there, load_ablation(name))) for name in parameters.ablations]
+    rows: list[dict[str, Any]] = [
+        {"stage": stage, "variant": answer.variant.plan.variant}
+        | {key: getattr(answer.comparison, key) for key in ("difference", "p_value")}
+        for stage, answer in found
+    ]
+    return pd.DataFrame(rows, columns=["stage", "variant", "difference", "p_value"])
+
+
+def share_below(p_values: Sequence[float], alpha: float = 0.05) -> str:
+    """How many p-values lie below alpha, beside the 95 % band of as many where nothing differs (binomial)."""
+    from scipy import stats
+
+    low, high = stats.binom.interval(0.95, len(p_values), alpha)
+    count = sum(p < alpha for p in p_values)
+    inside = "inside" if low <= count <= high else "OUTSIDE"
+    return (
+        f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({100 * count / len(p_values):.1f} %), {inside} the "
+        f"95 % band of {low:.0f} to {high:.0f} that holds where nothing differs."
+    )
+
+
+def registered(parameters: RunParameters) -> Markdown:
+    """When the study was registered, with which commit, and what has changed since: confirmatory or exploratory."""
+    sealed = registration(Path(parameters.outputs), parameters.study)
+    if sealed is None:
+        return Markdown("Not registered as a study: each ablation's own page says when it was declared.")
+    commit = (sealed["git"]["commit"] or "no commit")[:10] + (
+        " with uncommitted changes" if sealed["git"]["dirty"] else ""
+    )
+    said = f"Registered at {sealed['registered']}, {commit}, seal {sealed['sha256'][:12]}."
+    if not sealed["deviations"]:
+        return Markdown(f"{said} **Confirmatory**: nothing was changed since.")
+    lines = "\n".join(f"- {deviation}" for deviation in sealed["deviations"])
+    return Markdown(f"{said} **Exploratory**: these were changed when results were there already:\n\n{lines}")
+
+
+def findings(baseline: Experiment, answers: Iterable[Answer]) -> Markdown:
+    """A sentence for every answer, the largest effects first, under a line about how the arms were tuned."""
+    answers = sorted(answers, key=lambda answer: -abs(answer.comparison.difference or 0.0))
+    tuning = {a.variant.plan.variant: a.variant.plan.arms.tuning() for a in answers if a.variant.plan.arms}
+    alike = [name for name, how in tuning.items() if how.startswith("tuned alike")]
+    lines = []
+    if len(alike) < len(tuning):
+        but = f"; {', '.join(alike)} tuned alike" if alike else ""
+        lines.append(
+            "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
+            f"verdict holds at these rates{but}. The baseline's seeds have a standard deviation of "
+            f"{baseline.spread():.4f} nats/token."
+        )
+    for answer in answers:
+        how = tuning.get(answer.variant.plan.variant, "")
+        also = f"; {how}" if how.startswith("tuned ") else ""
+        lines.append(f"- {headline(answer)} {sentence(answer.comparison.reason)}{also}.")
+    return Markdown("\n".join(lines))
