@@ -24,7 +24,8 @@ from gptlib.fields import RunConfig, Section
 from gptlib.live import picture, run
 from gptlib.matching import TOLERANCE
 from gptlib.report import plots, tables
-from gptlib.stats.compare import Comparison, minimum_detectable_effect
+from gptlib.stats.compare import Comparison
+from gptlib.stats.power import minimum_detectable_effect
 from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds
 from gptlib.study.plan import Plan, plan_experiment
