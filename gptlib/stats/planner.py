@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gptlib.stats.staging import Rule, boundaries, check, look, screen
+from gptlib.stats.staging import Rule, Screened, boundaries, check, look, pivot, screen
 
 STUDIES = 20_000
 
@@ -24,6 +24,7 @@ class World:
     noise: tuple[float, float] = (1.7, 1.05)  # sigma of screen and check over that at full length
     correlation: tuple[float, float] = (0.71, 0.97)  # of the true effects at screen and check with the final ones
     fixed: bool = False  # effects are the true differences themselves, negative is better
+    null: bool = False  # none of them is left at full length, whatever the first two stages show
 
     def draw(self, studies: int, rng: np.random.Generator) -> list[np.ndarray]:
         """True effects `(studies, variants)` at screen, check and full length."""
@@ -31,9 +32,9 @@ class World:
         draws = np.ones((studies, 1)) if self.fixed else rng.standard_normal((studies, len(size)))
         final = draws * size
         spread = float(np.sqrt((size**2).mean()))
-        return [
-            final + spread * math.sqrt(1 / r**2 - 1) * rng.standard_normal(final.shape) for r in self.correlation
-        ] + [final]
+        mismatch = [spread * math.sqrt(1 / r**2 - 1) * rng.standard_normal(final.shape) for r in self.correlation]
+        final = np.zeros_like(final) if self.null else final
+        return [final + mismatch[0], final + mismatch[1], final]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ def simulate(rule: Rule, world: World, prices: Sequence[float], studies: int = S
         return means[..., None] + sigma * rng.standard_normal((studies, variants + 1, seeds))
 
     cost = np.zeros(studies)
-    racing, rank = np.ones((studies, variants), bool), np.zeros((studies, variants))
+    everyone = np.ones((studies, variants), bool)
+    screened = Screened(everyone, np.zeros(everyone.shape, int), np.zeros(everyone.shape))
     if rule.screen_seeds:
-        racing, rank, _ = screen(losses(0, rule.screen_seeds), rule)
+        screened = screen(losses(0, rule.screen_seeds), rule)
         cost += prices[0] * rule.screen_seeds * (variants + base)
+    racing = screened.kept
     if rule.check_seeds:
         checked = losses(1, rule.check_seeds)
         candidates, racing = racing, np.zeros_like(racing)
@@ -69,7 +72,7 @@ def simulate(rule: Rule, world: World, prices: Sequence[float], studies: int = S
             asked = candidates.sum(-1)
             cost += prices[1] * rule.check_seeds * (asked + base * (asked > 0) * (turn == 0))
             racing |= check(checked, candidates, rule)
-            candidates = (rank == rule.kept(variants) + turn) & ~racing.any(-1, keepdims=True)
+            candidates = pivot(screened, turn, rule) & ~racing.any(-1, keepdims=True)
     claimed, raced, full, seen = np.zeros_like(racing), racing, losses(2, rule.looks[-1]), 0
     limits = _limits(rule, raced.sum(-1))
     for number, seeds in enumerate(rule.looks):
@@ -137,7 +140,7 @@ def characteristics(
 ) -> Design:
     """Operating characteristics of a rule in `world`, and in the same world without any effect."""
     outcomes = simulate(rule, world, prices, studies)
-    null = replace(world, effects=(0.0,) * len(world.effects))
+    null = replace(world, null=True)
     best = outcomes.effect.argmin(-1)[:, None]
     counts = outcomes.effect.min(-1) <= -worth
     found, raced = (np.take_along_axis(mask, best, -1)[counts, 0] for mask in (outcomes.claimed, outcomes.raced))

@@ -7,10 +7,11 @@
 Only the race makes claims, on seeds that no earlier stage has seen, so whatever the first two do, a study without any
 true effect makes a false claim with probability at most alpha. Its boundaries spend alpha in proportion to the seeds
 (Lan and DeMets 1983) and are calibrated for t statistics of few seeds by simulation. The same functions decide in a
-real study and, on arrays with a leading axis of studies, in the simulations of planner.py.
+real study and, on arrays with a leading axis of studies, in the simulations of planner.py. They take the noise between
+seeds as normal and of one size in all arms of a stage.
 
 Losses are arrays `(..., arms, seeds)`, lower is better, arm 0 the baseline; masks `(..., variants)` leave the baseline
-out. A variant with a non-finite loss has diverged and never goes on.
+out. A variant with a non-finite loss has diverged and never goes on. Runs of arms outside a mask may be missing (NaN).
 """
 
 import math
@@ -21,7 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-NULL_DRAWS, CHUNK = 200_000, 10_000
+from gptlib.stats.compare import ROUNDING
+
+NULL_DRAWS, CHUNK = 1_000_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,18 @@ class Rule:
     reuse_baseline: bool = False  # its runs were paid by an earlier study
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 0.5:
-            raise ValueError(f"alpha={self.alpha}: give the chance of a false claim, between 0 and 0.5")
+        if not 0.001 <= self.alpha < 0.5:  # boundaries of smaller ones would need more draws
+            raise ValueError(f"alpha={self.alpha}: give the chance of a false claim, from 0.001 to below 0.5")
         if not self.looks or self.looks[0] < 2 or list(self.looks) != sorted(set(self.looks)):
             raise ValueError(f"looks={list(self.looks)}: give growing numbers of seeds, the first at least 2")
         for name in ("screen_seeds", "check_seeds"):
-            if getattr(self, name) == 1:
-                raise ValueError(f"{name}=1: one seed shows no noise; give at least 2, or 0 to leave the stage out")
-        if not 0 < self.keep <= 1 or min(self.keep_at_least, self.promote) < 1 or self.pivots < 0:
-            raise ValueError("keep is a share up to 1; keep_at_least and promote are 1 or more, pivots 0 or more")
+            if (seeds := getattr(self, name)) < 2 and seeds != 0:
+                raise ValueError(f"{name}={seeds}: give at least 2, so that noise can be seen, or 0 to leave it out")
+        if not 0 < self.keep <= 1 or min(self.keep_at_least, self.promote) < 1 or min(self.pivots, self.slack) < 0:
+            raise ValueError(
+                f"keep={self.keep}, keep_at_least={self.keep_at_least}, promote={self.promote}, pivots={self.pivots}, "
+                f"slack={self.slack}: keep is a share up to 1, keep_at_least and promote 1 or more, the others 0 or more"
+            )
         if not 0 < self.futility <= 1:
             raise ValueError(f"futility={self.futility}: give the p-value above which a variant leaves, up to 1")
 
@@ -57,7 +63,7 @@ class Rule:
         """How many of `variants` the screen keeps at most."""
         if not self.screen_seeds:
             return variants
-        return min(variants, max(self.keep_at_least, math.ceil(self.keep * variants)))
+        return min(variants, max(self.keep_at_least, math.ceil(self.keep * variants - 1e-9)))
 
     def promoted(self, variants: int) -> int:
         """How many race at most."""
@@ -88,20 +94,24 @@ class Look(NamedTuple):
 
 def screen(losses: np.ndarray, rule: Rule) -> Screened:
     """The variants worth a longer run. No claim is made and no p-value is computed here."""
-    difference, error, finite = _differences(losses, np.isfinite(losses[..., 1:, :]).all(-1))
-    excess = np.where(finite, difference / error, np.inf)
-    rank = np.argsort(np.argsort(excess, -1), -1)
-    kept = (rank < rule.kept(finite.shape[-1])) & (excess <= rule.slack) & finite
+    excess = _excess(losses, True)
+    rank = _rank(excess)
+    kept = (rank < rule.kept(excess.shape[-1])) & (excess <= rule.slack) & np.isfinite(excess)
     return Screened(kept, rank, excess)
+
+
+def pivot(screened: Screened, turn: int, rule: Rule) -> np.ndarray:
+    """The variant to check at `turn` 0, 1, ... where all before were turned down, if it is not clearly worse."""
+    next_one = screened.rank == rule.kept(screened.rank.shape[-1]) + turn
+    good: np.ndarray = next_one & (screened.excess <= rule.slack) & np.isfinite(screened.excess)
+    return good
 
 
 def check(losses: np.ndarray, candidates: np.ndarray, rule: Rule) -> np.ndarray:
     """`candidates` that beat the baseline and lie within one standard error of the best: `(..., variants)` bool."""
-    difference, error, finite = _differences(losses, candidates)
-    excess = np.where(finite, difference / error, np.inf)
-    best = excess.min(-1, keepdims=True)
-    rank = np.argsort(np.argsort(excess, -1), -1)
-    promoted: np.ndarray = finite & (excess < 0) & (excess <= best + 1) & (rank < rule.promote)
+    excess = _excess(losses, candidates)
+    near_best = excess <= excess.min(-1, keepdims=True) + 1
+    promoted: np.ndarray = (excess < 0) & near_best & (_rank(excess) < rule.promote)
     return promoted
 
 
@@ -110,12 +120,26 @@ def look(losses: np.ndarray, racing: np.ndarray, boundary: np.ndarray | float, r
 
     `boundary`: that of this look and of the number of variants that entered, see boundaries(); `(...)` or one number.
     """
-    difference, error, finite = _differences(losses, racing)
-    df = (finite.sum(-1, keepdims=True) + 1) * (losses.shape[-1] - 1)
-    p = np.where(finite, special.stdtr(df, np.where(finite, difference, 0) / error), 1.0)
+    difference, error, df, finite = _differences(losses, racing)
+    p = np.where(finite, special.stdtr(df, difference / error), 1.0)
     claimed = finite & (p <= np.asarray(boundary)[..., None])
     ended = claimed.any(-1, keepdims=True)
     return Look(p, claimed, finite & (p <= rule.futility) & ~ended)
+
+
+def race_interval(
+    losses: np.ndarray, racing: np.ndarray, boundary: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variant - baseline with the ends of its interval, each `(..., variants)`; NaN for variants outside the race.
+
+    `losses` and `racing` are those of the look after which a variant stopped, `boundary` the p-value that either end
+    leaves out: with that of the last look the interval covers the true difference with at least 1 - 2 alpha, wherever
+    the race ended (repeated intervals: Jennison and Turnbull 1989).
+    """
+    difference, error, df, finite = _differences(losses, racing)
+    half = -special.stdtrit(df, np.asarray(boundary)[..., None]) * error
+    middle = np.where(finite, difference, np.nan)
+    return middle, middle - half, middle + half
 
 
 @cache
@@ -123,39 +147,71 @@ def boundaries(alpha: float, looks: tuple[int, ...], variants: int) -> tuple[flo
     """The p-value at each look that ends a race of `variants`, so that all looks together claim falsely with `alpha`.
 
     Calibrated on the smallest p of races without effects (so jointly over the variants, as Dunnett 1955), futility not
-    counted on. Standard error of what is spent: sqrt(alpha / 200,000).
+    counted on. Standard error of what is spent: sqrt(alpha / 1,000,000).
     """
+    if variants < 1:
+        raise ValueError("no variant entered the race, so nothing can be tested: the study ends without a claim")
     rng = np.random.default_rng([2026, variants, *looks])
-    everyone = np.ones((CHUNK, variants), bool)
-    smallest = np.empty((NULL_DRAWS, len(looks)))
-    for start in range(0, NULL_DRAWS, CHUNK):
-        losses = rng.standard_normal((CHUNK, variants + 1, looks[-1]))
-        for index, seeds in enumerate(looks):
-            difference, error, _ = _differences(losses[..., :seeds], everyone)
-            df = (variants + 1) * (seeds - 1)
-            smallest[start : start + CHUNK, index] = special.stdtr(df, (difference / error).min(-1))
-    going, found = np.ones(NULL_DRAWS, bool), []
+    lowest = np.concatenate([_null_race(looks, variants, rng) for _ in range(NULL_DRAWS // CHUNK)])
+    going, found = np.ones(len(lowest), bool), []
     for index, seeds in enumerate(looks):
-        spend = round(alpha * seeds / looks[-1] * NULL_DRAWS) - (NULL_DRAWS - going.sum())
-        candidates = np.sort(smallest[going, index])
-        found.append(float(candidates[max(0, spend - 1)]))
-        going &= smallest[:, index] > found[-1]
+        spend = round(alpha * seeds / looks[-1] * len(lowest)) - int((~going).sum())
+        limit = np.partition(lowest[going, index], spend - 1)[spend - 1]
+        found.append(float(special.stdtr((variants + 1) * (seeds - 1), limit)))
+        going &= lowest[:, index] > limit
     return tuple(found)
 
 
-def _differences(losses: np.ndarray, variants: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Variant - baseline, its standard error with the pooled spread `(..., 1)`, and which variants have finite losses.
+def _null_race(looks: tuple[int, ...], variants: int, rng: np.random.Generator) -> np.ndarray:
+    """The lowest t statistic at each look of races without effects, `(CHUNK, looks)`, from sums and sums of squares."""
+    arms, seen, lowest = variants + 1, 0, np.empty((CHUNK, len(looks)))
+    total, squares = np.zeros((CHUNK, arms)), np.zeros(CHUNK)
+    for index, seeds in enumerate(looks):
+        new = seeds - seen
+        part = math.sqrt(new) * rng.standard_normal((CHUNK, arms))
+        total += part
+        squares += (part**2).sum(-1) / new + 2 * rng.standard_gamma(arms * (new - 1) / 2, CHUNK)
+        variance = (squares - (total**2).sum(-1) / seeds) / (arms * (seeds - 1))
+        lowest[:, index] = (total[:, 1:].min(-1) - total[:, 0]) / np.sqrt(2 * variance * seeds)
+        seen = seeds
+    return lowest
 
-    The spread is pooled over the baseline and those of `variants` that did not diverge. Raises ValueError where the
-    baseline diverged or no run differs from another.
+
+def _excess(losses: np.ndarray, variants: np.ndarray | bool) -> np.ndarray:
+    """Variant - baseline in standard errors, `(..., variants)`; inf for diverged variants and those not asked for."""
+    difference, error, _, finite = _differences(losses, variants)
+    return np.where(finite, difference / error, np.inf)
+
+
+def _rank(excess: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(excess, -1, kind="stable"), -1, kind="stable")
+
+
+def _differences(
+    losses: np.ndarray, variants: np.ndarray | bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Variant - baseline, its standard error and degrees of freedom `(..., 1)`, and which variants have finite losses.
+
+    The spread is pooled over the baseline and those of `variants` that did not diverge. Raises ValueError for a single
+    seed, where the baseline diverged, and where no run differs from another but by rounding.
     """
+    seeds = losses.shape[-1]
+    if seeds < 2:
+        raise ValueError(f"{seeds} seeds in a stage show no noise to judge against: run at least 2")
     if not np.isfinite(losses[..., 0, :]).all():
-        raise ValueError("the baseline has a diverged or missing run: a stage cannot be judged without it")
-    finite = variants & np.isfinite(losses[..., 1:, :]).all(-1)
+        raise ValueError(
+            "the baseline has a diverged or missing run, and a stage cannot be judged without it: run it again, or "
+            "choose a baseline that trains stably"
+        )
+    finite = np.logical_and(variants, np.isfinite(losses[..., 1:, :]).all(-1))
     arms = np.concatenate([np.ones_like(finite[..., :1]), finite], -1)
     safe = np.where(arms[..., None], losses, 0.0)
     variance = (safe.var(-1, ddof=1) * arms).sum(-1, keepdims=True) / arms.sum(-1, keepdims=True)
-    if not (variance > 0).all():
-        raise ValueError("the runs of a stage do not spread over seeds, so there is no noise to judge against")
+    if (np.sqrt(variance) <= ROUNDING * np.abs(safe).max((-1, -2))[..., None]).any():
+        raise ValueError(
+            "the runs of a stage do not spread over seeds, so there is no noise to judge against: check that the seed "
+            "reaches the initialisation and the order of the data"
+        )
     mean = safe.mean(-1)
-    return mean[..., 1:] - mean[..., :1], np.sqrt(2 * variance / losses.shape[-1]), finite
+    df = arms.sum(-1, keepdims=True) * (seeds - 1)
+    return mean[..., 1:] - mean[..., :1], np.sqrt(2 * variance / seeds), df, finite
