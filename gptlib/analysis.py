@@ -113,11 +113,8 @@ def share_below(p_values: Sequence[float], alpha: float = 0.05) -> str:
 
     low, high = stats.binom.interval(0.95, len(p_values), alpha)
     count = sum(p < alpha for p in p_values)
-    inside = "inside" if low <= count <= high else "OUTSIDE"
-    return (
-        f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({100 * count / len(p_values):.1f} %), {inside} the "
-        f"95 % band of {low:.0f} to {high:.0f} that holds where nothing differs."
-    )
+    inside, percent = "inside" if low <= count <= high else "OUTSIDE", 100 * count / len(p_values)
+    return f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({percent:.1f} %), {inside} the 95 % band of {low:.0f} to {high:.0f} that holds where nothing differs."
 
 
 def registered(parameters: RunParameters) -> Markdown:
@@ -125,9 +122,8 @@ def registered(parameters: RunParameters) -> Markdown:
     sealed = registration(Path(parameters.outputs), parameters.study)
     if sealed is None:
         return Markdown("Not registered as a study: each ablation's own page says when it was declared.")
-    commit = (sealed["git"]["commit"] or "no commit")[:10] + (
-        " with uncommitted changes" if sealed["git"]["dirty"] else ""
-    )
+    commit = (sealed["git"]["commit"] or "no commit")[:10]
+    commit += " with uncommitted changes" if sealed["git"]["dirty"] else ""
     said = f"Registered at {sealed['registered']}, {commit}, seal {sealed['sha256'][:12]}."
     if not sealed["deviations"]:
         return Markdown(f"{said} **Confirmatory**: nothing was changed since.")

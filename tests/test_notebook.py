@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from matplotlib.figure import Figure
 
-from gptlib import notebook, records, trial
+from gptlib import analysis, notebook, records, trial
 from gptlib.config import ConfigError, load_config, project_root
 from gptlib.report.tables import matched_table
 from gptlib.study import arms

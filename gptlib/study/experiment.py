@@ -24,6 +24,7 @@ from gptlib.matching import confounders
 from gptlib.stats.compare import Comparison, mean_interval, no_comparison, rank_test, two_sample
 from gptlib.study.hypothesis import Analysis
 from gptlib.study.plan import Plan
+from gptlib.study.registration import staged_verdict
 
 
 def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = False) -> "Experiment":
@@ -245,9 +246,13 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     Policy for diverged runs, `analysis.diverged`. undecided: the losses of the rest are a selection. exclude: the rest
     are tested, and the reason counts what was left out. worst: all runs are tested by their ranks, diverged ones last;
     that this replaces the t test depends on both arms together, so it does not make false claims more frequent. But for
-    worst, a variant of which every run diverged and none of the baseline's is worse.
+    worst, a variant of which every run diverged and none of the baseline's is worse. In a staged study the race alone
+    claims anything, by its own tests (stats/staging.py).
     """
     old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
+    if staged := staged_verdict(variant.plan):
+        known = no_comparison(staged["test"], len(old), len(new), staged["alpha"], 0.0)
+        return dataclasses.replace(known, **staged)
     lost, lost_baseline = (
         {r["seed"]: math.inf for r in e.results if r["status"] == "diverged"} for e in (variant, baseline)
     )

@@ -16,7 +16,8 @@ from gptlib.study.plan import Plan
 
 def note_noise(outputs: Path, plans: Iterable[Plan]) -> None:
     """Add a line for each stage of `plans` whose baseline and at least one more run are finished; each once."""
-    ledger, groups = outputs / "noise.jsonl", {}
+    ledger = outputs / "noise.jsonl"
+    groups: dict[tuple[str, str], list[Plan]] = {}
     for plan in plans:
         if plan.is_complete():
             groups.setdefault((plan.stage, (plan.baseline() if plan.arms else plan).fingerprint), []).append(plan)
@@ -35,9 +36,8 @@ def _row(plans: list[Plan], stage: str, fingerprint: str) -> dict[str, Any] | No
         return None
     variance = sum(statistics.variance(values.values()) * (len(values) - 1) for values in spread) / df
     base = next((Experiment(plan).finals() for plan in plans if plan.arms is None), {})
-    correlations = [
-        r for plan, arm in zip(plans, arms, strict=True) if plan.arms and (r := _correlation(base, arm)) is not None
-    ]
+    found = [_correlation(base, arm) for plan, arm in zip(plans, arms, strict=True) if plan.arms]
+    correlations = [r for r in found if r is not None]
     config = plans[0].baseline().config if plans[0].arms else plans[0].config
     return {
         "class": f"{config.model.num_layers}x{config.model.model_dim} {config.data.corpus}, {config.train.steps} steps",

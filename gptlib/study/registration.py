@@ -73,16 +73,16 @@ def staged_verdict(plan: Plan) -> dict[str, Any] | None:
 
     Screen and check make no claim; the race makes its own, once it has ended with exactly the seeds of `plan`.
     """
-    part = role(plan)
-    if not part:
+    part, sealed = role(plan), registration(plan.outputs, plan.study)
+    if not part or sealed is None:
         return None
+    fields = {"test": part, "alpha": sealed["study"]["stages"]["alpha"]}
     decided = decision(plan.outputs, plan.study) or {"claims": []}
     for claim in decided["claims"] if part == "race" else ():
         if claim["variant"] == plan.variant and claim["seeds"] == len(plan.seeds):
-            known = {key: claim[key] for key in ("difference", "low", "high", "p_value", "verdict", "reason")}
-            return known | {"alpha": decided["rule"]["alpha"]}
+            return fields | {key: claim[key] for key in ("difference", "low", "high", "p_value", "verdict", "reason")}
     said = "the race goes on" if part == "race" else f"a {part} makes no claim, its seeds only say what goes on"
-    return {"verdict": "undecided", "reason": f"{said}; see decision.json"}
+    return fields | {"verdict": "undecided", "reason": f"{said}; see decision.json"}
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class _Stages:
     # ---- the three stages
 
     def all(self) -> tuple[Place, dict[str, list[Step]]]:
-        verdict, claims = "", []
+        verdict, claims = "", list[dict[str, Any]]()
         try:
             promoted = self._check(*self._screen())
             if promoted:
@@ -228,7 +228,7 @@ class _Stages:
             run = records.run_folder(plan.folder, 0, plan.seeds[0])
             said = "diverged" if first["status"] == "diverged" else f"failed ({first.get('error', 'no message')})"
             raise StageStopped(
-                f"stage {name}: its first run {said}, nothing else was started; see {run / 'stdout.log'}"
+                f"stage {name}: its first run {said}, the rest was not started; see {run / 'stdout.log'}"
             )
 
     def _metric(self) -> str:

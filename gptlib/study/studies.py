@@ -116,9 +116,7 @@ class Study(Section):
         if self.stages and (self.interactions or len(self.bases) > 1 or self.repeats > 1):
             raise ValueError("stages: a staged study has one base, no interactions and no repeats")
         if self.repeats > 1 and max(self.seeds) - min(self.seeds) >= REPEAT_SEEDS:
-            raise ValueError(
-                f"repeats: the seeds {self.seeds} of repeats would overlap; keep them within {REPEAT_SEEDS}"
-            )
+            raise ValueError(f"repeats: the seeds {self.seeds} would overlap; keep them within {REPEAT_SEEDS}")
         if not self.bases or len({Path(base).stem for base in self.bases}) < len(self.bases):
             raise ValueError(f"base={self.base}: give one name, or several, each once")
         return self
