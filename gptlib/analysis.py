@@ -114,7 +114,8 @@ def share_below(p_values: Sequence[float], alpha: float = 0.05) -> str:
     low, high = stats.binom.interval(0.95, len(p_values), alpha)
     count = sum(p < alpha for p in p_values)
     inside, percent = "inside" if low <= count <= high else "OUTSIDE", 100 * count / len(p_values)
-    return f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({percent:.1f} %), {inside} the 95 % band of {low:.0f} to {high:.0f} that holds where nothing differs."
+    band = f"{inside} the 95 % band of {low:.0f} to {high:.0f} that holds where nothing differs"
+    return f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({percent:.1f} %), {band}."
 
 
 def registered(parameters: RunParameters) -> Markdown:
