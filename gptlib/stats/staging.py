@@ -54,7 +54,7 @@ class Rule:
         if not 0 < self.keep <= 1 or min(self.keep_at_least, self.promote) < 1 or min(self.pivots, self.slack) < 0:
             raise ValueError(
                 f"keep={self.keep}, keep_at_least={self.keep_at_least}, promote={self.promote}, pivots={self.pivots}, "
-                f"slack={self.slack}: keep is a share up to 1, keep_at_least and promote are 1 or more, the rest 0 or more"
+                f"slack={self.slack}: keep is a share, keep_at_least and promote are 1 or more, the rest 0 or more"
             )
         if not 0 < self.futility <= 1:
             raise ValueError(f"futility={self.futility}: give the p-value above which a variant leaves, up to 1")
