@@ -26,8 +26,16 @@ def _outputs(folder: Path | None) -> Path:
 
 @app.command()
 def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or a file")], set: Set = None,
-          outputs: Outputs = None) -> None:  # fmt: skip
+          outputs: Outputs = None,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="say commands, runs and costs, and run nothing")]
+          = False) -> None:  # fmt: skip
     """Run what is missing of a study through the notebooks; prints the path of its report."""
+    if dry_run:
+        from gptlib.study.dry_run import dry_run as lines
+
+        for line in lines(name, _outputs(outputs), tuple(set or ())):
+            print(line)
+        return
     from gptlib.report.html import study_pages
     from gptlib.study.runner import run_study
 
