@@ -15,10 +15,10 @@ import numpy as np
 
 from gptlib import records
 from gptlib.stats.staging import Rule, boundaries, check, look, race_interval, screen
-from gptlib.stats.target import one_sample
-from gptlib.study.budget import Budget
+from gptlib.study.budget import Budget, BudgetError, stage_costs
 from gptlib.study.experiment import Experiment, execute, judge, summarise
 from gptlib.study.hypothesis import Ablation
+from gptlib.study.prices import load_prices, past_runs
 from gptlib.study.registration import ROLES
 from gptlib.study.reuse import reuse_runs
 from gptlib.study.steps import Notebooks, Place, Step, progress
@@ -58,6 +58,7 @@ class _Stages:
         self.steps: dict[str, list[Step]] = {}
         self.judged: list[dict[str, Any]] = []
         self.place = self._place("C")
+        self.pivoted = 0.0  # dollars of the reserve that pivots were allowed
 
     # ---- the three stages
 
@@ -201,7 +202,7 @@ class _Stages:
         pending = [step for step in steps if not step.is_done()]
         runs = sum(len(step.plan.pending()) for step in steps if step.plan)
         if runs:
-            self._pay(name, runs, len(steps), pivot)
+            self._pay(name, runs, len(steps), len(seeds), pivot)
             self._canary(name, baseline)
         with progress(pending):
             self.run.notebooks.execute([step for step in pending if step is baseline])
@@ -212,9 +213,19 @@ class _Stages:
         finals = [Experiment(step.plan).finals(self._metric()) for step in steps if step.plan]
         return np.array([[arm.get(seed, math.nan) for seed in seeds] for arm in finals])
 
-    def _pay(self, name: StageName, runs: int, arms: int, pivot: bool) -> None:
-        """Refuse what the budget does not allow: the runs to do now, for C those of all its looks."""
-        Budget.of(self.run.study, self.run.outputs).allow(name, runs, pivot=pivot)
+    def _pay(self, name: StageName, runs: int, arms: int, seeds: int, pivot: bool) -> None:
+        """Refuse what the budget does not allow: the runs to do now, in the race those of all looks to come."""
+        if name == "C":
+            runs += arms * (self.rule.looks[-1] - seeds)
+        prices = load_prices()
+        past = past_runs(self.run.outputs, prices)
+        cost = next(cost for cost in stage_costs(self.run.study, prices, past) if cost.name == name)
+        budget = Budget.of(self.run.study, self.run.outputs, prices, self.pivoted)
+        try:
+            budget.allow(name, runs * cost.price, pivot)
+        except BudgetError as error:
+            raise StageStopped(str(error)) from None
+        self.pivoted += runs * cost.price if pivot else 0.0
 
     def _canary(self, name: StageName, baseline: Step) -> None:
         """The first run of a stage, alone: the rest is not started where it fails."""
@@ -282,6 +293,8 @@ class _Stages:
         """Whether the mean loss of the arms of the race is at most the target, by a one-sided t test."""
         if self.staging.target is None or not claims:
             return None
+        from gptlib.stats.target import one_sample
+
         arms = [step.plan for step in self.steps["C"] if step.plan and step.is_done()]
         losses = {plan.variant: list(Experiment(plan).finals(self._metric()).values()) for plan in arms}
         return [
