@@ -35,7 +35,7 @@ def many_to_one(
     """Compare several variants with one baseline; p_value and p_equivalence are adjusted for their number.
 
     dunnett: all claims of a difference, and all intervals, hold together with 1 - alpha; takes variances as equal, and
-    the reason says where Levene's test finds them different (Dunnett 1955; p-values to about 1e-4, from a fixed seed).
+    the reason says where Levene's test finds them different (Dunnett 1955; p-values to about 1e-4, widths to 1 in 500).
     holm: the same of Welch's or, `paired`, paired p-values, with Bonferroni's intervals (Holm has none), which may hold
     zero where Holm finds a difference. bh: the share of false claims among all claims is alpha, and each interval is
     one of its own; exploratory (Benjamini, Hochberg 1995). Claims of equivalence are a family of their own, adjusted by
@@ -78,6 +78,8 @@ def _dunnett(baseline: Values, variants: Mapping[str, Values], alpha: float, mar
             p_value=min(max(float(p_value), 0.0), 1.0),
             p_equivalence=inside_p(float(arm.mean() - control.mean()), error, df, margin),
             minimum_detectable=detectable(error, df, float(high - low) / 2 / error),
+            standard_error=error,
+            df=float(df),
         )
     found = _equivalence_adjusted(found, "holm")
     kind, told = f"simultaneous {100 * (1 - alpha):g} % interval", f"by Dunnett's test of {len(arms)} variants"
