@@ -48,7 +48,7 @@ def command(study: Study, stage: str, base: str, overrides: dict[str, Any], seed
             ablation: str | Ablation | None = None) -> str:  # fmt: skip
     """A line for a shell that executes the notebook of one experiment; `ablation`: a name, a file, or what to do."""
     values: dict[str, Any] = {"base": _from_anywhere("base", base), "overrides": overrides, "seeds": seeds}
-    values |= {"study": study.name, "stage": stage, "outputs": str(outputs)}
+    values |= {"study": study.name, "stage": stage, "outputs": _shown(outputs)}
     variant, file = "baseline", []
     if isinstance(ablation, Ablation):
         variant, values = ablation.variant, ablation.model_dump(mode="json") | values
