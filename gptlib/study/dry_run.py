@@ -22,10 +22,8 @@ from gptlib.study.studies import Study, load_study
 TITLES = {"A": "screen", "B": "check", "C": "race"}
 
 
-def dry_run(
-    name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), simulated: int = STUDIES
-) -> Iterator[str]:
-    """The lines that `gptlib study NAME --dry-run` prints. `simulated`: studies of each design. Raises ConfigError."""
+def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), studies: int = STUDIES) -> Iterator[str]:
+    """The lines that `gptlib study NAME --dry-run` prints; `studies`: simulated of each design. Raises ConfigError."""
     study, prices = load_study(name, overrides), load_prices()
     past = past_runs(outputs, prices)
     yield f"study {study.name}: {study.question}"
@@ -40,7 +38,7 @@ def dry_run(
     yield from _money(study, costs, outputs, prices)
     if found := list(concerns(study, costs, prices)):
         yield from ["\nbeware:", *(f"  {concern}" for concern in found)]
-    yield from _planner(study, costs, simulated)
+    yield from _planner(study, costs, studies)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------
@@ -50,12 +48,12 @@ def command(study: Study, stage: str, base: str, overrides: dict[str, Any], seed
             ablation: str | Ablation | None = None) -> str:  # fmt: skip
     """A line for a shell that executes the notebook of one experiment; `ablation`: a name, a file, or what to do."""
     values: dict[str, Any] = {"base": _from_anywhere("base", base), "overrides": overrides, "seeds": seeds}
-    values |= {"study": study.name, "stage": stage, "outputs": str(outputs)}
+    values |= {"study": study.name, "stage": stage, "outputs": _shown(outputs)}
     variant, file = "baseline", []
     if isinstance(ablation, Ablation):
         variant, values = ablation.variant, ablation.model_dump(mode="json") | values
     elif ablation is not None:
-        variant, file = load_ablation(ablation).variant, ["-f", _shown(params_file("ablations", ablation))]
+        variant, file = load_ablation(ablation).variant, ["-f", _shown(params_file("ablations", ablation).resolve())]
     notebook = "notebooks/10_baseline.ipynb" if ablation is None else "notebooks/20_ablations.ipynb"
     folder, tool = _shown(outputs / study.name), Path(sys.executable).with_name("papermill")
     call = [_shown(tool), notebook, f"{folder}/{stage}.{variant}.ipynb", *file, "-y", json.dumps(values)]
@@ -69,11 +67,8 @@ def _shown(path: Path) -> str:
 
 def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun]) -> Iterator[str]:
     loaded = {name: load_ablation(name) for name in study.ablations}
-    asked: list[str | Ablation | None] = [
-        None,
-        *loaded,
-        *(combine(loaded[a], loaded[b]) for a, b in study.interactions),
-    ]
+    pairs = [combine(loaded[a], loaded[b]) for a, b in study.interactions]
+    asked: list[str | Ablation | None] = [None, *loaded, *pairs]
     runs, minutes, cost, said = 0, 0.0, 0.0, ""
     for base in study.bases:
         config, stage = load_config(base, study.overrides), study.stage_of(base)
@@ -175,19 +170,19 @@ def _saved(planned: float, naive: float) -> str:
 # --- the design -------------------------------------------------------------------------------------------------
 
 
-def _planner(study: Study, costs: list[StageCost], simulated: int) -> Iterator[str]:
+def _planner(study: Study, costs: list[StageCost], studies: int) -> Iterator[str]:
     """How this rule and the planner's do in the standard world, effects of 1.5 times the noise between seeds."""
     assert study.stages is not None
     priced = {cost.name: cost.price for cost in costs}
     prices = [priced.get(name, 0.0) for name in ("A", "B", "C")]
     paid = not all(cost.reused for cost in costs)
     rule, effects = replace(study.stages.rule(), reuse_baseline=not paid), (1.5,) * len(study.ablations)
-    own = characteristics("this study", rule, World(effects), prices, 1.5, simulated)
+    own = characteristics("this study", rule, World(effects), prices, 1.5, studies)
     yield f"\nsimulated, with effects as large as 1.5 times the noise between seeds, alpha {rule.alpha:g}:"
     yield f"  {_design(own)}"
     if not all(prices):
         return
-    ask = partial(plan_study, effects, 1.0, prices, alpha=rule.alpha, reuse_baseline=not paid, studies=simulated)
+    ask = partial(plan_study, effects, 1.0, prices, alpha=rule.alpha, reuse_baseline=not paid, studies=studies)
     try:
         plan = ask(budget=study.stages.budget_dollars or math.inf)
     except ValueError as error:

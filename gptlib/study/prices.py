@@ -41,7 +41,7 @@ class Prices(Section):
         """Raises ConfigError for a device that is not in the list."""
         if name not in self.devices:
             near = suggestion(name, self.devices)
-            raise ConfigError(f"device {name!r} has no price{near}; add it to params/prices.yaml")
+            raise ConfigError(f"device {name!r} is not in params/prices.yaml: give it a price there{near}")
         return self.devices[name]
 
 
