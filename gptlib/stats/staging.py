@@ -38,7 +38,7 @@ class Rule:
     keep: float = 0.5  # share of the variants that the screen keeps
     keep_at_least: int = 2
     slack: float = 1.0  # standard errors that a variant may be worse than the baseline and still be kept
-    promote: int = 2  # variants that may race
+    promote: int = 2  # variants that screen or check let race
     futility: float = 0.35  # a variant whose p is larger at a look leaves the race; 1: none does
     pivots: int = 0  # times that the next variant of the screen is checked where the check promotes none
     reuse_baseline: bool = False  # its runs were paid by an earlier study
@@ -63,11 +63,12 @@ class Rule:
         """How many of `variants` the screen keeps at most."""
         if not self.screen_seeds:
             return variants
-        return min(variants, max(self.keep_at_least, math.ceil(self.keep * variants - 1e-9)))
+        most = max(self.keep_at_least, math.ceil(self.keep * variants - 1e-9))
+        return min(variants, most if self.check_seeds else min(most, self.promote))  # without a check, straight to race
 
     def promoted(self, variants: int) -> int:
-        """How many race at most."""
-        return min(self.promote, self.kept(variants))
+        """How many race at most: where neither screen nor check chooses, all."""
+        return min(self.promote, self.kept(variants)) if self.check_seeds else self.kept(variants)
 
     def worst_runs(self, variants: int) -> tuple[int, int, int]:
         """Runs of screen, check and race if everything goes on to the end, baseline included where it is paid."""
