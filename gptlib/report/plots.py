@@ -288,8 +288,8 @@ def _axes(title: str, size: tuple[float, float], figure: Figure | None) -> tuple
     return figure, axes
 
 
-def _legend(figure: Figure, title: str | None, below: bool = False) -> None:
-    """One entry per label, outside the data."""
+def _legend(figure: Figure, title: str | None, below: bool = False, columns: int | None = None) -> None:
+    """One entry per label, outside the data; below in one row, or in `columns`."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
     if entries:
@@ -297,7 +297,7 @@ def _legend(figure: Figure, title: str | None, below: bool = False) -> None:
             list(entries.values()),
             list(entries),
             loc="outside lower center" if below else "outside right upper",
-            ncols=len(entries) if below else 1,
+            ncols=(columns or len(entries)) if below else 1,
             title=title,
             alignment="left",
             frameon=False,

@@ -9,6 +9,7 @@ import numpy as np
 from gptlib.stats.staging import Rule, Screened, boundaries, check, look, pivot, screen
 
 STUDIES = 20_000
+LIKELY = 0.01  # of all studies at least, hold an effect that counts: below, power is a matter of few draws
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ def simulate(rule: Rule, world: World, prices: Sequence[float], studies: int = S
             racing |= check(checked, candidates, rule)
             candidates = pivot(screened, turn, rule) & ~racing.any(-1, keepdims=True)
     claimed, raced, full, seen = np.zeros_like(racing), racing, losses(2, rule.looks[-1]), 0
+    full[:, 1:][~racing] = np.nan
     limits = _limits(rule, raced.sum(-1))
     for number, seeds in enumerate(rule.looks):
         arms = racing.sum(-1)
         cost += prices[2] * (seeds - seen) * (arms + base * (arms > 0))
         found = look(full[..., :seeds], racing, limits[:, number], rule)
         claimed, racing, seen = claimed | found.claimed, found.racing, seeds
+        full[:, 1:, seeds:][~racing] = np.nan  # an arm that has left runs no more
     return Outcomes(cost, claimed, raced, effects[2])
 
 
@@ -173,10 +176,17 @@ def plan_study(
     unit of `sigma`, the standard deviation over seeds at full length); `stage_prices`: of one run of screen, check and
     race; `correlation` and `noise` of the first two stages with the third: measured by an earlier study, else the
     defaults. An effect counts from 1.5 sigma on. Where no design is powerful enough the most powerful one is taken.
-    Raises ValueError for prices, effects or shares out of range, and for a budget below every design's worst case.
+    Raises ValueError for values out of range, for effects that hardly ever count, and for a budget below every
+    design's worst case.
     """
-    _require_plan(effects, sigma, stage_prices, correlation, alpha, power)
+    _require_plan(effects, sigma, stage_prices, correlation, noise, power)
     world, worth = World(tuple(effects), sigma, noise, correlation), 1.5 * sigma
+    likely = float((world.draw(studies, np.random.default_rng(0))[-1].min(-1) <= -worth).mean())
+    if likely < LIKELY:
+        raise ValueError(
+            f"effects={list(effects)}: only {likely:.2%} of such studies hold an effect of {worth:g} (1.5 sigma), no "
+            "race can be planned for that: try bolder variants, or plan the seeds of a single comparison"
+        )
     designs = [
         characteristics(name, rule, world, stage_prices, worth, studies)
         for name, rule in candidate_rules(len(effects), alpha, reuse_baseline).items()
@@ -219,16 +229,20 @@ def _require_plan(
     sigma: float,
     prices: Sequence[float],
     correlation: Sequence[float],
-    alpha: float,
+    noise: Sequence[float],
     power: float,
 ) -> None:
     if not effects or not all(math.isfinite(e) and e >= 0 for e in effects) or not any(effects):
         raise ValueError(f"effects={list(effects)}: give the size thought possible of each variant, one above 0")
-    if not (math.isfinite(sigma) and sigma > 0):
+    if not sigma or not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma={sigma}: give the standard deviation over seeds, above 0; an earlier study tells it")
     if len(prices) != 3 or not all(math.isfinite(p) and p > 0 for p in prices):
-        raise ValueError(f"stage_prices={list(prices)}: give the price of one run of screen, check and race, above 0")
+        raise ValueError(
+            f"stage_prices={list(prices)}: give the price of one run of screen, check and race, above 0, or its minutes"
+        )
     if len(correlation) != 2 or not all(0 < r <= 1 for r in correlation):
         raise ValueError(f"correlation={list(correlation)}: of screen and check with the full run, above 0, at most 1")
-    if not 0 < alpha < 0.5 or not 0 < power < 1:
-        raise ValueError(f"alpha={alpha}, power={power}: alpha lies between 0 and 0.5, power between 0 and 1")
+    if len(noise) != 2 or not all(math.isfinite(n) and n > 0 for n in noise):
+        raise ValueError(f"noise={list(noise)}: give sigma of screen and of check over that of the full run, above 0")
+    if not 0 < power < 1:
+        raise ValueError(f"power={power}: give the chance to find what is worth it, between 0 and 1")

@@ -11,7 +11,7 @@ real study and, on arrays with a leading axis of studies, in the simulations of 
 seeds as normal and of one size in all arms of a stage.
 
 Losses are arrays `(..., arms, seeds)`, lower is better, arm 0 the baseline; masks `(..., variants)` leave the baseline
-out. A variant with a non-finite loss has diverged and never goes on. Runs of arms outside a mask may be missing (NaN).
+out. A run that diverged or was not made is NaN or infinite; a variant with such a run never goes on.
 """
 
 import math
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from gptlib.stats.checks import ROUNDING
+from gptlib.stats.compare import ROUNDING
 
 NULL_DRAWS, CHUNK = 1_000_000, 20_000
 
@@ -38,7 +38,7 @@ class Rule:
     keep: float = 0.5  # share of the variants that the screen keeps
     keep_at_least: int = 2
     slack: float = 1.0  # standard errors that a variant may be worse than the baseline and still be kept
-    promote: int = 2  # variants that may race
+    promote: int = 2  # variants that screen or check let race
     futility: float = 0.35  # a variant whose p is larger at a look leaves the race; 1: none does
     pivots: int = 0  # times that the next variant of the screen is checked where the check promotes none
     reuse_baseline: bool = False  # its runs were paid by an earlier study
@@ -54,7 +54,7 @@ class Rule:
         if not 0 < self.keep <= 1 or min(self.keep_at_least, self.promote) < 1 or min(self.pivots, self.slack) < 0:
             raise ValueError(
                 f"keep={self.keep}, keep_at_least={self.keep_at_least}, promote={self.promote}, pivots={self.pivots}, "
-                f"slack={self.slack}: keep is a share, keep_at_least and promote are 1 or more, the rest 0 or more"
+                f"slack={self.slack}: keep is a share up to 1, keep_at_least and promote 1 or more, the rest 0 or more"
             )
         if not 0 < self.futility <= 1:
             raise ValueError(f"futility={self.futility}: give the p-value above which a variant leaves, up to 1")
@@ -63,11 +63,12 @@ class Rule:
         """How many of `variants` the screen keeps at most."""
         if not self.screen_seeds:
             return variants
-        return min(variants, max(self.keep_at_least, math.ceil(self.keep * variants - 1e-9)))
+        most = max(self.keep_at_least, math.ceil(self.keep * variants - 1e-9))
+        return min(variants, most if self.check_seeds else min(most, self.promote))  # without a check, straight to race
 
     def promoted(self, variants: int) -> int:
-        """How many race at most."""
-        return min(self.promote, self.kept(variants))
+        """How many race at most: where neither screen nor check chooses, all."""
+        return min(self.promote, self.kept(variants)) if self.check_seeds else self.kept(variants)
 
     def worst_runs(self, variants: int) -> tuple[int, int, int]:
         """Runs of screen, check and race if everything goes on to the end, baseline included where it is paid."""
@@ -109,16 +110,19 @@ def pivot(screened: Screened, turn: int, rule: Rule) -> np.ndarray:
 
 def check(losses: np.ndarray, candidates: np.ndarray, rule: Rule) -> np.ndarray:
     """`candidates` that beat the baseline and lie within one standard error of the best: `(..., variants)` bool."""
-    excess = _excess(losses, candidates)
+    asked = np.concatenate([np.ones_like(candidates[..., :1]), candidates], -1)
+    excess = _excess(np.where(asked[..., None], losses, np.nan), candidates)
     near_best = excess <= excess.min(-1, keepdims=True) + 1
     promoted: np.ndarray = (excess < 0) & near_best & (_rank(excess) < rule.promote)
     return promoted
 
 
 def look(losses: np.ndarray, racing: np.ndarray, boundary: np.ndarray | float, rule: Rule) -> Look:
-    """One look at the race: tests with the spread pooled over the baseline and the variants that are still racing.
+    """One look at the race: tests with the spread pooled over all arms that entered.
 
-    `boundary`: that of this look and of the number of variants that entered, see boundaries(); `(...)` or one number.
+    An arm that has left lends the runs that it made, the others being NaN: were the spread pooled over the racing arms
+    only, a race of seven would claim falsely in 1.06 % of all cases where 1 % is meant. `boundary`: that of this look
+    and of the number of variants that entered, see boundaries(); `(...)` or one number.
     """
     difference, error, df, finite = _differences(losses, racing)
     p = np.where(finite, special.stdtr(df, difference / error), 1.0)
@@ -190,28 +194,27 @@ def _rank(excess: np.ndarray) -> np.ndarray:
 def _differences(
     losses: np.ndarray, variants: np.ndarray | bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Variant - baseline, its standard error and degrees of freedom `(..., 1)`, and which variants have finite losses.
+    """Variant - baseline, its standard error and degrees of freedom `(..., 1)`, and which `variants` ran completely.
 
-    The spread is pooled over the baseline and those of `variants` that did not diverge. Raises ValueError for a single
-    seed, where the baseline diverged, and where no run differs from another but by rounding.
+    The spread is pooled over every finite run in `losses`, whether or not its arm is one of `variants`. Raises
+    ValueError for a single seed, for a baseline with a missing run, and where no run differs but by rounding.
     """
-    seeds = losses.shape[-1]
+    seeds, made = losses.shape[-1], np.isfinite(losses)
     if seeds < 2:
-        raise ValueError(f"{seeds} seeds in a stage show no noise to judge against: run at least 2")
-    if not np.isfinite(losses[..., 0, :]).all():
+        raise ValueError(f"seeds={seeds}: a stage shows no noise to judge against; run at least 2")
+    if not made[..., 0, :].all():
         raise ValueError(
             "the baseline has a diverged or missing run, and a stage cannot be judged without it: run it again, or "
             "choose a baseline that trains stably"
         )
-    finite = np.logical_and(variants, np.isfinite(losses[..., 1:, :]).all(-1))
-    arms = np.concatenate([np.ones_like(finite[..., :1]), finite], -1)
-    safe = np.where(arms[..., None], losses, 0.0)
-    variance = (safe.var(-1, ddof=1) * arms).sum(-1, keepdims=True) / arms.sum(-1, keepdims=True)
-    if (np.sqrt(variance) <= ROUNDING * np.abs(safe).max((-1, -2))[..., None]).any():
+    finite = np.logical_and(variants, made[..., 1:, :].all(-1))
+    safe, counts = np.where(made, losses, 0.0), made.sum(-1)
+    mean = safe.sum(-1) / np.maximum(counts, 1)
+    squares = (np.where(made, safe - mean[..., None], 0.0) ** 2).sum((-1, -2))[..., None]
+    df = np.maximum(counts - 1, 0).sum(-1, keepdims=True)
+    if (np.sqrt(squares / df) <= ROUNDING * np.abs(safe).max((-1, -2))[..., None]).any():
         raise ValueError(
             "the runs of a stage do not spread over seeds, so there is no noise to judge against: check that the seed "
             "reaches the initialisation and the order of the data"
         )
-    mean = safe.mean(-1)
-    df = arms.sum(-1, keepdims=True) * (seeds - 1)
-    return mean[..., 1:] - mean[..., :1], np.sqrt(2 * variance / seeds), df, finite
+    return mean[..., 1:] - mean[..., :1], np.sqrt(2 * squares / df / seeds), df, finite
