@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from gptlib.stats.compare import ROUNDING
+from gptlib.stats.checks import ROUNDING
 
 NULL_DRAWS, CHUNK = 1_000_000, 20_000
 

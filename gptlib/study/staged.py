@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from gptlib import records
-from gptlib.stats.staging import Rule, boundaries, check, look, race_interval, screen
+from gptlib.stats.staging import Rule, boundaries, check, look, pivot, race_interval, screen
+from gptlib.stats.target import one_sample
 from gptlib.study.budget import Budget, BudgetError, stage_costs
 from gptlib.study.experiment import Experiment, execute, judge, summarise
 from gptlib.study.hypothesis import Ablation
@@ -97,22 +98,20 @@ class _Stages:
             else:
                 reasons.append(f"dropped: {_apart(excess)}, more than the {self.rule.slack:g} allowed")
         self._judge("A", names, losses, found.kept, reasons)
-        order = [names[i] for i in np.argsort(found.rank) if math.isfinite(found.excess[i])]
         kept_names = [name for name, kept in zip(names, found.kept, strict=True) if kept]
-        return kept_names, [name for name in order if name not in kept_names]
+        turns = [pivot(found, turn, self.rule) for turn in range(self.rule.pivots)]
+        return kept_names, [name for turn in turns for name, next_one in zip(names, turn, strict=True) if next_one]
 
     def _check(self, candidates: list[str], spare: list[str]) -> list[str]:
         """The variants that may race."""
         if self.staging.B is None:
-            return candidates[: self.rule.promote]
+            return candidates
         checked: list[str] = []
-        for pivot in range(1 + self.rule.pivots):
-            if pivot:
-                candidates, spare = spare[:1], spare[1:]
+        for turn, candidates in enumerate([candidates, *([name] for name in spare)]):
             if not candidates:
-                break
+                continue
             checked += candidates
-            losses = self._losses("B", checked, self.staging.B.seeds, pivot=bool(pivot))
+            losses = self._losses("B", checked, self.staging.B.seeds, pivot=bool(turn))
             found = check(losses, np.isin(checked, candidates), self.rule)
             self._judge("B", checked, losses, found, self._check_reasons(checked, candidates, losses, found))
             if found.any():
@@ -141,17 +140,25 @@ class _Stages:
         """The verdict in words, and what is said of each variant that raced."""
         if records.git_info()["dirty"]:
             raise StageStopped("stage C: the checkout has changes that no commit holds; commit them, then run again")
-        entered, going = list(racing), np.ones(len(racing), bool)
+        entered = list(racing)
         limits = boundaries(self.rule.alpha, self.rule.looks, len(entered))
         ended: dict[str, dict[str, Any]] = {}
+        made: dict[str, np.ndarray] = {}
         for number, (seeds, limit) in enumerate(zip(self.rule.looks, limits, strict=True), 1):
             names = [name for name in entered if name not in ended]
-            losses = self._losses("C", names, self.staging.C.seeds[:seeds])
-            going = np.ones(len(names), bool)
+            losses = np.full((1 + len(entered), seeds), np.nan)  # one that has left lends the runs that it made
+            losses[[0, *(1 + entered.index(name) for name in names)]] = self._losses(
+                "C", names, self.staging.C.seeds[:seeds]
+            )
+            for name in ended:
+                losses[1 + entered.index(name), : len(made[name])] = made[name]
+            going = np.isin(entered, names)
             found = look(losses, going, limit, self.rule)
             difference, low, high = race_interval(losses, going, limits[-1])
             reasons = []
-            for i, name in enumerate(names):
+            for name in names:
+                i = entered.index(name)
+                made[name] = losses[i + 1]
                 p, at = float(found.p[i]), f"look {number} of {len(limits)} ({seeds} seeds)"
                 last = number == len(limits) or found.claimed.any()
                 numbers = {"difference": difference[i], "low": low[i], "high": high[i], "p_value": p}
@@ -169,7 +176,9 @@ class _Stages:
                 reasons.append(reason)
                 shown = {key: None if value is None else float(value) for key, value in numbers.items()}
                 ended[name] = {"variant": name, "verdict": verdict, "reason": reason, "seeds": seeds, **shown}
-            self._judge("C", names, losses, found.racing | found.claimed, reasons, look=number)
+            own = [1 + entered.index(name) for name in names]
+            on = (found.racing | found.claimed)[[row - 1 for row in own]]
+            self._judge("C", names, losses[[0, *own]], on, reasons, look=number)
             if len(ended) == len(entered):
                 break
         claims = [ended[name] for name in entered]
@@ -293,7 +302,6 @@ class _Stages:
         """Whether the mean loss of the arms of the race is at most the target, by a one-sided t test."""
         if self.staging.target is None or not claims:
             return None
-        from gptlib.stats.target import one_sample
 
         arms = [step.plan for step in self.steps["C"] if step.plan and step.is_done()]
         losses = {plan.variant: list(Experiment(plan).finals(self._metric()).values()) for plan in arms}
