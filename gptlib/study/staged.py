@@ -102,12 +102,12 @@ class _Stages:
         turns = [pivot(found, turn, self.rule) for turn in range(self.rule.pivots)]
         return kept_names, [name for turn in turns for name, next_one in zip(names, turn, strict=True) if next_one]
 
-    def _check(self, candidates: list[str], spare: list[str]) -> list[str]:
+    def _check(self, kept: list[str], spare: list[str]) -> list[str]:
         """The variants that may race."""
         if self.staging.B is None:
-            return candidates
+            return kept
         checked: list[str] = []
-        for turn, candidates in enumerate([candidates, *([name] for name in spare)]):
+        for turn, candidates in enumerate([kept, *([name] for name in spare)]):
             if not candidates:
                 continue
             checked += candidates
@@ -176,9 +176,8 @@ class _Stages:
                 reasons.append(reason)
                 shown = {key: None if value is None else float(value) for key, value in numbers.items()}
                 ended[name] = {"variant": name, "verdict": verdict, "reason": reason, "seeds": seeds, **shown}
-            own = [1 + entered.index(name) for name in names]
-            on = (found.racing | found.claimed)[[row - 1 for row in own]]
-            self._judge("C", names, losses[[0, *own]], on, reasons, look=number)
+            on = (found.racing | found.claimed)[np.array(own[1:]) - 1]
+            self._judge("C", names, losses[own], on, reasons, look=number)
             if len(ended) == len(entered):
                 break
         claims = [ended[name] for name in entered]
