@@ -24,7 +24,7 @@ def plan_figure(plan: StudyPlan, target: float = 0.7, unit: str = "full runs", w
 
     `unit` is that of the plan's prices, `target` the power that was asked for.
     """
-    figure, axes = _new("What each design costs and finds", width, 3.0)
+    figure, axes = _new("What a design costs and finds", width, 3.0)
     axes.axhline(target, color=INK, lw=1, ls="--", label=f"power asked for, {target:g}", zorder=1)
     for number, design in enumerate(plan.designs):
         colour, chosen = PALETTE[number % len(PALETTE)], design == plan.chosen
@@ -71,7 +71,9 @@ def stage_ranks(frame: pd.DataFrame, width: float = 6.4) -> Figure:
         both = table[[stage, stages[-1]]].dropna()
         if len(both) > 2:
             rho = float(both[stage].corr(both[stages[-1]], method="spearman"))
-            told.append(f"{stage}–{stages[-1]} {rho:.2f} (n = {len(both)})".replace("-", "−"))
+            told.append(
+                f"{stage}–{stages[-1]} {rho:.2f} (n = {len(both)})".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+            )
     title = "What short runs told" + (f": Spearman {', '.join(told)}" if told else "")
     figure, axes = _new(title, width, 3.0)
     axes.axhline(0, color=INK, lw=1, zorder=1)
