@@ -147,9 +147,8 @@ class _Stages:
         for number, (seeds, limit) in enumerate(zip(self.rule.looks, limits, strict=True), 1):
             names = [name for name in entered if name not in ended]
             losses = np.full((1 + len(entered), seeds), np.nan)  # one that has left lends the runs that it made
-            losses[[0, *(1 + entered.index(name) for name in names)]] = self._losses(
-                "C", names, self.staging.C.seeds[:seeds]
-            )
+            own = [0, *(1 + entered.index(name) for name in names)]
+            losses[own] = self._losses("C", names, self.staging.C.seeds[:seeds])
             for name in ended:
                 losses[1 + entered.index(name), : len(made[name])] = made[name]
             going = np.isin(entered, names)
@@ -166,7 +165,8 @@ class _Stages:
                 if found.claimed[i]:
                     verdict, reason = "better", f"better: {reason}"
                 elif not np.isfinite(losses[i + 1]).all():
-                    verdict, reason, numbers = "worse", f"diverged at {at}", dict.fromkeys(numbers)
+                    verdict, reason = "undecided", f"undecided: a run diverged at {at}, so it leaves the race"
+                    numbers = dict.fromkeys(numbers)
                 elif last or not found.racing[i]:
                     why = "the race is over" if last else f"above {self.rule.futility:g}, so it leaves the race"
                     verdict, reason = "undecided", f"undecided: {reason}; {why}"
