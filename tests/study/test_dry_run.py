@@ -146,7 +146,7 @@ def test_a_pasted_command_works(outputs: Path, tmp_path: Path, overrides: dict[s
     outputs.rename(place)
     said = [line.strip() for line in lines(tmp_path / "tiny.yaml", place) if "papermill" in line]
     assert len(said) == 4 and "20_ablations" in said[1]
-    done = subprocess.run(["sh", "-c", said[1]], cwd=project_root(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["sh", "-c", said[1]], cwd=project_root(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     for variant in ("baseline", "gelu"):
         folder = place / "tiny" / "A" / variant
