@@ -46,6 +46,46 @@ def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or
     print(f"report: {report}")
 
 
+@app.command()
+def plan(variants: Annotated[int, typer.Option(min=1, help="changes that are to be compared with the baseline")],
+         effect: Annotated[float, typer.Option(help="how large the effect of one may be (standard deviation of what is "
+                                                    "thought possible), in the unit of the loss")],
+         sigma: Annotated[float, typer.Option(help="standard deviation over seeds; 0: as earlier studies measured it")] = 0,
+         like: Annotated[str, typer.Option(help="of earlier studies, those whose class has this text")] = "",
+         prices: Annotated[str, typer.Option(help="of a run of screen, check and race, with commas")] = "0.2,0.6,1",
+         budget: Annotated[float, typer.Option(help="in the unit of the prices")] = float("inf"),
+         alpha: float = 0.05, power: float = 0.7,
+         reuse_baseline: Annotated[bool, typer.Option("--reuse-baseline", help="it was paid before")] = False,
+         figure: Annotated[Path | None, typer.Option(help="also draw power against cost, .png or .svg")] = None,
+         outputs: Outputs = None) -> None:  # fmt: skip
+    """Simulate the designs of a study and name the cheapest that is powerful enough: before anything is spent."""
+    from gptlib.report.science_plots import plan_figure
+    from gptlib.stats.planner import plan_study
+    from gptlib.study.noise import known_noise
+
+    try:
+        costs = [float(price) for price in prices.split(",")]
+    except ValueError:
+        raise ConfigError(f"--prices {prices}: give three numbers with commas between them") from None
+    if not sigma:
+        noise = known_noise(_outputs(outputs), like)
+        sigma = noise.sigma
+        print(f"sigma {sigma:.4g}, {noise.df:g} degrees of freedom, from {_outputs(outputs) / 'noise.jsonl'}\n")
+    found = plan_study([effect] * variants, sigma, costs, budget=budget, alpha=alpha, power=power,
+                       reuse_baseline=reuse_baseline)  # fmt: skip
+    print("| design | expected cost | worst case | power | false claims | best lost |\n|---|---:|---:|---:|---:|---:|")
+    for design in found.designs:
+        name = f"**{design.name}**" if design == found.chosen else design.name
+        print(f"| {name} | {design.expected_cost:.4g} | {design.worst_cost:.4g} | {design.power:.2f} | "
+              f"{design.false_claims:.4f} | {design.lost:.2f} |")  # fmt: skip
+    print(f"\ntake: {found.chosen.name} ({found.reason}); looks at {list(found.chosen.rule.looks)} seeds per arm")
+    for warning in found.warnings:
+        print(f"beware: {warning}")
+    if figure is not None:
+        plan_figure(found, power, "unit of the prices").savefig(figure, dpi=150)
+        print(f"figure: {figure}")
+
+
 class PrepareByDefault(TyperGroup):
     """`gptlib data BASE` is `gptlib data prepare BASE`."""
 

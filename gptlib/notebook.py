@@ -25,7 +25,7 @@ from gptlib.live import picture, run
 from gptlib.matching import TOLERANCE
 from gptlib.report import plots, tables
 from gptlib.stats.compare import Comparison
-from gptlib.stats.power import minimum_detectable_effect
+from gptlib.stats.power import minimum_detectable_effect, power_curve
 from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds
 from gptlib.study.plan import Plan, plan_experiment
@@ -344,6 +344,19 @@ def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
         return "one seed shows no noise, so no comparison can be made: give at least two"
     effect = minimum_detectable_effect(noise, seeds, alpha)
     return f"{effect:.3f} nats/token with {seeds} seeds an arm (standard deviation over seeds: {noise:.4f})"
+
+
+def power_table(experiment: Experiment, alpha: float = 0.05) -> pd.DataFrame:
+    """Columns seeds, effect, power: of a Welch test with this experiment's noise, for effects of up to 4 times that.
+
+    Empty where one seed alone shows no noise.
+    """
+    noise = experiment.spread() if len(experiment.finals()) > 1 else 0.0
+    effects = [noise * step / 10 for step in range(1, 41)] if noise else []
+    frame = power_curve(noise, [2, 3, 5, 8, 10], effects, alpha)
+    return (
+        frame.reset_index(names="seeds").melt("seeds", var_name="effect", value_name="power").astype({"effect": float})
+    )
 
 
 def joined(*experiments: Experiment) -> pd.DataFrame:

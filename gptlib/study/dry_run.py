@@ -81,9 +81,11 @@ def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun]) 
             tuning = f", {trials} of them to tune both arms" if trials else ""
             yield f"  {ablation.variant if ablation else 'baseline'}: {count} runs{tuning}, each {_each(each, said)}"
             yield f"    {command(study, stage, base, study.overrides, study.seeds, outputs, one)}"
+            count += (study.repeats - 1) * len(study.seeds)
             runs, minutes, cost = runs + count, minutes + count * each.minutes, cost + count * each.dollars
             said = each.source
-    yield f"\nin all: {runs} runs, {_time(minutes)} one after the other, {dollars(cost)}"
+    again = f" ({study.repeats} repeats, each with fresh seeds)" if study.repeats > 1 else ""
+    yield f"\nin all: {runs} runs{again}, {_time(minutes)} one after the other, {dollars(cost)}"
 
 
 def _trials(ablation: Ablation) -> int:

@@ -252,7 +252,9 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
     if staged := staged_verdict(variant.plan):
         known = no_comparison(staged["test"], len(old), len(new), staged["alpha"], 0.0)
-        return dataclasses.replace(known, **staged)
+        change = staged.get("difference")
+        percent = None if change is None else 100 * change / abs(statistics.fmean(old.values()))
+        return dataclasses.replace(known, **staged, percent=percent)
     lost, lost_baseline = (
         {r["seed"]: math.inf for r in e.results if r["status"] == "diverged"} for e in (variant, baseline)
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlib import records
+from gptlib.stats.power import Noise, pooled_noise
 from gptlib.study.experiment import Experiment
 from gptlib.study.plan import Plan
 
@@ -26,6 +27,15 @@ def note_noise(outputs: Path, plans: Iterable[Plan]) -> None:
         row = _row(group, stage, fingerprint)
         if row and {key: row[key] for key in ("fingerprint", "study", "runs")} not in known:
             records.append_jsonl(ledger, row)
+
+
+def known_noise(outputs: Path, like: str = "") -> Noise:
+    """The spread of all lines whose class contains `like`, pooled by degrees of freedom. Raises ValueError for none."""
+    rows = [row for row in records.read_jsonl(outputs / "noise.jsonl") if like in row["class"]]
+    if not rows:
+        known = f"no study {f'like {like!r} ' if like else ''}has measured its noise"
+        raise ValueError(f"{outputs / 'noise.jsonl'}: {known}; give --sigma, or run a baseline of a few seeds first")
+    return pooled_noise(rows)
 
 
 def _row(plans: list[Plan], stage: str, fingerprint: str) -> dict[str, Any] | None:
@@ -54,7 +64,9 @@ def _row(plans: list[Plan], stage: str, fingerprint: str) -> dict[str, Any] | No
 
 def _correlation(a: dict[int, float], b: dict[int, float]) -> float | None:
     seeds = [seed for seed in a if seed in b]
+    if len(seeds) < 3:
+        return None  # two points always lie on a line
     try:
         return statistics.correlation([a[s] for s in seeds], [b[s] for s in seeds])
-    except statistics.StatisticsError:  # fewer than two pairs, or no spread
+    except statistics.StatisticsError:  # no spread
         return None
