@@ -7,7 +7,8 @@ same fingerprint are kept, missing and failed ones are run, and a folder of some
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def _log(plan: Plan, line: str) -> None:
         file.write(f"{records.utc_now()} {line}\n")
 
 
+Results = Sequence[Mapping[str, Any]]  # contents of result.json files
 MEASURED = ("time_seconds", "mfu", "tensor_mib", "allocated_peak_mib", "reserved_peak_mib", "resident_peak_mib")
 
 
@@ -168,7 +170,7 @@ class Experiment:
 
     def finals(self, metric: str = "final_val_loss") -> dict[int, float]:
         """{seed: value} of the finished runs."""
-        return {r["seed"]: r[metric] for r in self.results if r["status"] == "finished" and r.get(metric) is not None}
+        return finals(self.results, metric)
 
     def metrics(self) -> pd.DataFrame:
         """One row per logged step of every run's last attempt, with `variant`."""
@@ -244,19 +246,24 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     Policy for diverged runs: where every run of the variant diverged and none of the baseline, the variant is worse;
     where only some did, the losses of the rest are a selection, and the verdict is undecided.
     """
-    old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
+    return judge_results(baseline.results, variant.results, analysis)
+
+
+def judge_results(baseline: Results, variant: Results, analysis: Analysis) -> Comparison:
+    """`judge` for the contents of result.json files: of records, whoever wrote them."""
+    old, new = finals(baseline, analysis.metric), finals(variant, analysis.metric)
     if analysis.test == "paired":
         common = [seed for seed in old if seed in new]
         old, new = {s: old[s] for s in common}, {s: new[s] for s in common}
-    diverged = variant.count("diverged"), baseline.count("diverged")
+    diverged = tuple(sum(r["status"] == "diverged" for r in arm) for arm in (variant, baseline))
     if old and new:
         result = two_sample(old.values(), new.values(), analysis.test, analysis.alpha, analysis.margin)
     else:
         result = no_comparison(analysis.test, len(old), len(new), analysis.alpha, analysis.margin)
     if not any(diverged):
         return result
-    reason = f"{diverged[0]} of {len(variant.results)} runs diverged, and {diverged[1]} of the baseline's"
-    certain = diverged == (len(variant.results), 0)
+    reason = f"{diverged[0]} of {len(variant)} runs diverged, and {diverged[1]} of the baseline's"
+    certain = diverged == (len(variant), 0)
     return dataclasses.replace(result, verdict="worse" if certain else "undecided", reason=reason)
 
 
@@ -278,7 +285,6 @@ def summarise(
 ) -> dict[str, Any]:
     """Write summary.json, the last file of an experiment; `complete` only when no run has failed."""
     plan, results = experiment.plan, experiment.results
-    seconds = [r["time_seconds"] for r in results]
     speeds = list(experiment.finals("tokens_per_second").values())
     dataset, environment = open_dataset(plan.dataset), records.environment()
     summary = {
@@ -294,22 +300,12 @@ def summarise(
         "seeds": list(plan.seeds),
         "difference": plan.difference,
         "hypothesis": plan.ablation.model_dump(mode="json") if plan.ablation else None,
-        "statistics": {
-            "n_runs": len(results),
-            "successful_runs": experiment.count("finished"),
-            "diverged_runs": experiment.count("diverged"),
-            "failed_runs": experiment.count("failed"),
-            "val_loss": _spread(experiment.finals().values())
-            | {"best": min(experiment.finals("best_val_loss").values(), default=None)},
+        "statistics": run_statistics(results)
+        | {
             "excess": _spread(experiment.finals("excess").values()) or None,
             "floor": next(iter(experiment.finals("floor").values()), None),
             "bits_per_byte": _spread(experiment.finals("bits_per_byte").values()),
             "hellaswag": experiment.hellaswag(),
-            "time": {
-                "mean": statistics.fmean(seconds),
-                "std": statistics.stdev(seconds) if len(seconds) > 1 else None,
-                "total": sum(seconds),
-            },
         },
         "comparison": dataclasses.asdict(comparison) | {"metric": plan.ablation.analysis.metric}
         if comparison and plan.ablation
@@ -328,9 +324,36 @@ def summarise(
     return summary
 
 
-def _spread(finals: Iterable[float]) -> dict[str, Any]:
+def run_statistics(results: Results) -> dict[str, Any]:
+    """`statistics` of a summary that every record has: what became of the runs, their final losses and times.
+
+    `best` is the lowest evaluation of any finished run; times are in seconds, of the runs that have one.
+    """
+    counts = Counter(result["status"] for result in results)
+    seconds = [r["time_seconds"] for r in results if r["time_seconds"] is not None]
+    return {
+        "n_runs": len(results),
+        "successful_runs": counts["finished"],
+        "diverged_runs": counts["diverged"],
+        "failed_runs": counts["failed"],
+        "val_loss": _spread(finals(results).values())
+        | {"best": min(finals(results, "best_val_loss").values(), default=None)},
+        "time": {
+            "mean": statistics.fmean(seconds) if seconds else None,
+            "std": statistics.stdev(seconds) if len(seconds) > 1 else None,
+            "total": sum(seconds) if seconds else None,
+        },
+    }
+
+
+def finals(results: Results, metric: str = "final_val_loss") -> dict[int, float]:
+    """{seed: value} of the finished runs among the contents of result.json files."""
+    return {r["seed"]: r[metric] for r in results if r["status"] == "finished" and r.get(metric) is not None}
+
+
+def _spread(values: Iterable[float]) -> dict[str, Any]:
     """Statistics of a final value over the finished seeds; `ci_95` is the Student-t interval of the mean."""
-    values = list(finals)
+    values = list(values)
     if not values:
         return {}
     interval = mean_interval(values)
