@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -246,20 +246,23 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     Policy for diverged runs: where every run of the variant diverged and none of the baseline, the variant is worse;
     where only some did, the losses of the rest are a selection, and the verdict is undecided.
     """
-    return judge_results(baseline.results, variant.results, analysis)
+    declared = analysis.metric, analysis.test, analysis.alpha, analysis.margin
+    return judge_results(baseline.results, variant.results, *declared)
 
 
-def judge_results(baseline: Results, variant: Results, analysis: Analysis) -> Comparison:
-    """`judge` for the contents of result.json files: of records, whoever wrote them."""
-    old, new = finals(baseline, analysis.metric), finals(variant, analysis.metric)
-    if analysis.test == "paired":
+def judge_results(
+    baseline: Results, variant: Results, metric: str, test: Literal["welch", "paired"], alpha: float, margin: float
+) -> Comparison:
+    """`judge` for the contents of result.json files, whoever wrote the records."""
+    old, new = finals(baseline, metric), finals(variant, metric)
+    if test == "paired":
         common = [seed for seed in old if seed in new]
         old, new = {s: old[s] for s in common}, {s: new[s] for s in common}
     diverged = tuple(sum(r["status"] == "diverged" for r in arm) for arm in (variant, baseline))
     if old and new:
-        result = two_sample(old.values(), new.values(), analysis.test, analysis.alpha, analysis.margin)
+        result = two_sample(old.values(), new.values(), test, alpha, margin)
     else:
-        result = no_comparison(analysis.test, len(old), len(new), analysis.alpha, analysis.margin)
+        result = no_comparison(test, len(old), len(new), alpha, margin)
     if not any(diverged):
         return result
     reason = f"{diverged[0]} of {len(variant)} runs diverged, and {diverged[1]} of the baseline's"
