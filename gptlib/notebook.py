@@ -26,7 +26,8 @@ from gptlib.fields import RunConfig, Section
 from gptlib.live import picture, run
 from gptlib.matching import TOLERANCE
 from gptlib.report import plots, tables
-from gptlib.stats.compare import Comparison, contrast, minimum_detectable_effect
+from gptlib.stats.compare import Comparison, contrast
+from gptlib.stats.power import minimum_detectable_effect
 from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, combine, distinct_seeds, load_ablation
 from gptlib.study.plan import Plan, plan_experiment

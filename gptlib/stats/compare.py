@@ -1,7 +1,8 @@
-"""Variant against baseline: Student-t intervals, tests, equivalence, minimum detectable effect, verdict.
+"""Variant against baseline: Student-t intervals, tests, equivalence, verdict.
 
-Differences are variant - baseline of a quantity where lower is better. Every test is two-sided. scipy does the tests
-(imported where they are made: it takes half a second) and statsmodels the correction for several of them.
+Differences are variant - baseline of a quantity where lower is better. Every test is two-sided, and which test it is
+was declared beforehand. scipy does the tests (imported where they are made: it takes half a second) and statsmodels the
+correction for several of them; many.py compares several variants at once.
 """
 
 import math
@@ -9,14 +10,26 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
 
-POWER = 0.8  # a minimum detectable effect is found this often
-# A spread below this share of the values themselves is rounding, not noise between seeds.
-ROUNDING = 1e-12
+from gptlib.stats.checks import (
+    finite,
+    is_constant,
+    require_alpha,
+    require_margin,
+    require_share,
+    several,
+)
+from gptlib.stats.power import POWER, critical_value, detectable, seeds_needed
+
+Values = Iterable[float] | Mapping[int, float]  # of several runs, or {seed: value}
+Test = Literal["welch", "pooled", "paired"]
+# The most rearrangements a permutation test goes through one by one; of more it draws as many, from a fixed seed.
+REARRANGEMENTS = 20_000
+LEVENE = 0.05  # below, variances differ more than a test that takes them as equal should bear
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,30 @@ class Comparison:
     variance_reduction: float | None  # paired: unpaired / paired variance of the difference; below 1 pairing hurt
     verdict: str  # better | worse | equivalent within <margin> | undecided
     reason: str
+    p_permutation: float | None = None  # of the same question; None where it could not reach alpha
+    correlation: float | None = None  # paired: of the two arms over their seeds
 
 
-def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+@dataclass(frozen=True)
+class Equivalence:
+    """Outcome of two one-sided tests: whether the arms differ by less than the margin, either way."""
+
+    test: str
+    n_baseline: int
+    n_variant: int
+    difference: float  # variant - baseline
+    low: float  # 1 - 2 alpha interval of the difference: inside the margin where the verdict is equivalent
+    high: float
+    alpha: float
+    margin: float
+    p_value: float
+    verdict: str  # equivalent within <margin> | undecided
+
+
+def mean_interval(values: Values, level: float = 0.95) -> Interval:
     """Mean of `values` with its Student-t interval. Raises ValueError for no or non-finite values."""
-    sample = _finite(values, "values")
-    _require_share(level, "level")
+    sample = finite(values, "values")
+    require_share(level, "level")
     n, mean = len(sample), float(sample.mean())
     if n < 2:
         return Interval(n, mean, None, None, None, level)
@@ -65,36 +96,105 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
 
 
 def two_sample(
-    baseline: Iterable[float],
-    variant: Iterable[float],
-    test: Literal["welch", "paired"] = "welch",
+    baseline: Values,
+    variant: Values,
+    test: Test = "welch",
     alpha: float = 0.05,
     margin: float = 0.0,
+    permutation: bool = True,
 ) -> Comparison:
     """Compare the final losses of two sets of runs; for "paired" the seeds stand in the same order in both.
 
-    `margin` is the smallest difference that matters, in the unit of the values, declared before the runs; 0 for none.
-    Welch 1947; equivalence by two one-sided tests, Schuirmann 1987. Equivalence is decided before better and worse.
+    Where both are {seed: loss}, "paired" pairs by seed. `margin` is the smallest difference that matters, in the unit
+    of the values, declared before the runs; 0 for none. `permutation` adds p_permutation, which decides nothing.
+    Welch 1947; "pooled" is Student's test with one variance; equivalence by two one-sided tests, Schuirmann 1987, is
+    decided before better and worse. One run in an arm, or no spread over seeds, is undecided without any number.
     Raises ValueError for non-finite values (the caller decides what a diverged run counts), for pairs that do not
     match, and for alpha or margin out of range.
     """
-    a, b = _finite(baseline, "baseline"), _finite(variant, "variant")
-    _require_share(alpha, "alpha")
-    if not (math.isfinite(margin) and margin >= 0):
-        raise ValueError(f"margin={margin}: give the smallest difference that matters, 0 or more")
-    if test not in ("welch", "paired"):
-        raise ValueError(f"test={test!r}: use 'welch' or 'paired'")
-    if test == "paired" and len(a) != len(b):
-        raise ValueError(f"test='paired' needs the same seeds: {len(a)} baseline, {len(b)} variant runs; use 'welch'")
-    result = _undecided(a, b, test, alpha, margin)
+    require_alpha(alpha)
+    require_margin(margin)
+    a, b = both_arms(baseline, variant, test)
+    result = untested(a, b, test, alpha, margin)
     if min(len(a), len(b)) < 2:
         return result
-    spread = (b - a).std() if test == "paired" else max(a.std(), b.std())
-    if spread <= ROUNDING * max(np.abs(a).max(), np.abs(b).max()):
+    if not _is_noisy(a, b, test):
         return replace(result, reason="the runs do not spread over seeds, so there is no noise to test against")
     result = _tested(result, a, b)
-    verdict, reason = _decide(result)
-    return replace(result, verdict=verdict, reason=reason)
+    if permutation:
+        result = replace(result, p_permutation=permutation_p(a, b, test == "paired", alpha))
+    return decide(result, noise(a, b, test), alpha, caveat=unequal_variances([a, b]) if test == "pooled" else "")
+
+
+def equivalence(
+    baseline: Values, variant: Values, margin: float, test: Test = "welch", alpha: float = 0.05
+) -> Equivalence:
+    """Do the arms differ by less than `margin`? Two one-sided t tests, each at `alpha` (Schuirmann 1987).
+
+    `margin`: in the unit of the values, declared beforehand. Raises ValueError as two_sample does, and for fewer than
+    two runs in an arm, no spread over seeds and a margin of 0.
+    """
+    require_alpha(alpha)
+    require_margin(margin)
+    if not margin:
+        raise ValueError("margin=0: no two arms are exactly equal; give the smallest difference that matters")
+    a, b = both_arms(baseline, variant, test)
+    several(a, "baseline"), several(b, "variant")
+    if not _is_noisy(a, b, test):
+        raise ValueError("no spread over seeds, so no noise to test against; check that the seeds differ")
+    c = _tested(untested(a, b, test, 2 * alpha, margin), a, b)
+    assert c.difference is not None and c.low is not None and c.high is not None and c.p_equivalence is not None
+    verdict = f"equivalent within {margin:g}" if c.p_equivalence < alpha else "undecided"
+    found = (c.difference, c.low, c.high, alpha, margin, c.p_equivalence, verdict)
+    return Equivalence(test, len(a), len(b), *found)
+
+
+def rank_test(baseline: Values, variant: Values, alpha: float = 0.05, margin: float = 0.0) -> Comparison:
+    """Compare two sets of runs by their ranks alone, where a diverged run is inf: worse than any finished one.
+
+    Exact Mann-Whitney test; among equal values (all diverged runs are) by rearranging their mid-ranks. There is no
+    difference and no interval to give. Raises ValueError for no runs and for nan.
+    """
+    from scipy import stats
+
+    require_alpha(alpha)
+    require_margin(margin)
+    arms = [np.asarray(list(v.values() if isinstance(v, Mapping) else v), float) for v in (baseline, variant)]
+    for name, arm in zip(("baseline", "variant"), arms, strict=True):
+        if not len(arm) or np.isnan(arm).any():
+            raise ValueError(f"{name}: empty or nan; give the loss of every run, inf where it diverged")
+    ranks = stats.rankdata(np.concatenate(arms))
+    a, b = np.split(ranks, [len(arms[0])])
+    result = no_comparison("mann-whitney", len(a), len(b), alpha, margin)
+    if min(len(a), len(b)) < 2:
+        return result
+    ties = len(set(ranks)) < len(ranks)
+    method: Any = stats.PermutationMethod(n_resamples=REARRANGEMENTS, rng=np.random.default_rng(0)) if ties else "exact"
+    p_value = float(stats.mannwhitneyu(b, a, method=method).pvalue)
+    verdict = _call(p_value, None, float(b.mean() - a.mean()), alpha)
+    least = 2 / math.comb(len(ranks), len(a))
+    short = f"; {len(a)} and {len(b)} runs cannot give less than p = {least:.2g}" if least >= alpha else ""
+    reason = f"by the ranks of the runs p = {p_value:.2g} (Mann-Whitney test){short}"
+    return replace(result, p_value=p_value, verdict=verdict, reason=reason)
+
+
+def permutation_p(baseline: Values, variant: Values, paired: bool = False, alpha: float = 0.05) -> float | None:
+    """Two-sided p-value of the difference of means over the exchanges of the runs (paired: of the signs).
+
+    Exact up to REARRANGEMENTS of them, drawn from a fixed seed above. None where even the most extreme arrangement
+    cannot fall below `alpha`: at .05 with fewer than 4 runs an arm, 6 pairs. Raises ValueError as two_sample does.
+    """
+    from scipy import stats
+
+    require_alpha(alpha)
+    a, b = both_arms(baseline, variant, "paired" if paired else "welch")
+    count = 2 ** len(a) if paired else math.comb(len(a) + len(b), len(a))
+    if 2 / count >= alpha:
+        return None
+    test = partial(stats.permutation_test, n_resamples=REARRANGEMENTS, rng=np.random.default_rng(0), vectorized=True)
+    if paired:
+        return float(test((b - a,), np.mean, permutation_type="samples").pvalue)
+    return float(test((b, a), lambda x, y, axis: np.mean(x, axis) - np.mean(y, axis)).pvalue)
 
 
 def contrast(cells: Sequence[Mapping[int, float]], alpha: float = 0.05, margin: float = 0.0) -> Comparison:
@@ -111,49 +211,16 @@ def contrast(cells: Sequence[Mapping[int, float]], alpha: float = 0.05, margin: 
     return replace(two_sample(alone, beside, "paired", alpha, margin), percent=None)
 
 
-def minimum_detectable_effect(
-    std: float, n: int, alpha: float = 0.05, power: float = POWER, paired: bool = False
-) -> float:
-    """Smallest true difference that a two-sided t test at `alpha` finds in the right direction with `power`.
+def adjusted(p_values: Sequence[float], method: str) -> list[float]:
+    """p-values corrected for their number, in the given order; `method` as statsmodels' multipletests names it."""
+    from statsmodels.stats.multitest import multipletests
 
-    `std`: over the seeds of one arm, taken as equal in both, with `n` runs per arm; paired: of the n differences.
-    Raises ValueError for fewer than two runs.
-    """
-    if n < 2:
-        raise ValueError(f"n={n}: a test needs at least 2 runs per arm")
-    _require_share(alpha, "alpha")
-    _require_share(power, "power")
-    error, df = (std / math.sqrt(n), n - 1) if paired else (std * math.sqrt(2 / n), 2 * n - 2)
-    return _detectable(error, df, alpha, power)
+    return [float(p) for p in multipletests(finite(p_values, "p_values"), method=method)[1]] if len(p_values) else []
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm-adjusted p-values, in the given order: compare each with alpha to bound the chance of any false claim."""
-    from statsmodels.stats.multitest import multipletests
-
-    if not len(p_values):
-        return []
-    return [float(p) for p in multipletests(_finite(p_values, "p_values"), method="holm")[1]]
-
-
-def _finite(values: Iterable[float], name: str) -> np.ndarray:
-    sample = np.asarray(list(values), dtype=np.float64)
-    if not len(sample):
-        raise ValueError(f"{name}: empty; at least one finished run is needed")
-    if not np.isfinite(sample).all():
-        raise ValueError(f"{name}: {(~np.isfinite(sample)).sum()} non-finite; decide first what a diverged run counts")
-    return sample
-
-
-def _require_share(value: float, name: str) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}={value}: give a number between 0 and 1")
-
-
-def _undecided(a: np.ndarray, b: np.ndarray, test: str, alpha: float, margin: float) -> Comparison:
-    difference, mean = float(b.mean() - a.mean()), float(a.mean())
-    result = no_comparison(test, len(a), len(b), alpha, margin)
-    return replace(result, difference=difference, percent=100 * difference / abs(mean) if mean else None)
+    return adjusted(p_values, "holm")
 
 
 def no_comparison(test: str, n_baseline: int, n_variant: int, alpha: float, margin: float) -> Comparison:
@@ -177,46 +244,134 @@ def no_comparison(test: str, n_baseline: int, n_variant: int, alpha: float, marg
     )
 
 
+def both_arms(baseline: Values, variant: Values, test: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both arms as arrays, for "paired" in the same order of seeds."""
+    if test not in ("welch", "pooled", "paired"):
+        raise ValueError(f"test={test!r}: use 'welch', 'pooled' or 'paired'")
+    if test == "paired" and isinstance(baseline, Mapping) and isinstance(variant, Mapping):
+        if unpaired := sorted(set(baseline) ^ set(variant)):
+            raise ValueError(f"test='paired' needs the same seeds: {unpaired} stand in one arm only; leave them out")
+        variant = {seed: variant[seed] for seed in baseline}
+    a, b = finite(baseline, "baseline"), finite(variant, "variant")
+    if test == "paired" and len(a) != len(b):
+        raise ValueError(f"test='paired' needs the same seeds: {len(a)} baseline, {len(b)} variant runs; use 'welch'")
+    return a, b
+
+
+def _is_noisy(a: np.ndarray, b: np.ndarray, test: str) -> bool:
+    scale = max(float(np.abs(a).max()), float(np.abs(b).max()))
+    if test == "paired":
+        return not is_constant(b - a, scale)
+    return not (is_constant(a, scale) and is_constant(b, scale))
+
+
+def untested(a: np.ndarray, b: np.ndarray, test: str, alpha: float, margin: float) -> Comparison:
+    difference, mean = float(b.mean() - a.mean()), float(a.mean())
+    result = no_comparison(test, len(a), len(b), alpha, margin)
+    return replace(result, difference=difference, percent=100 * difference / abs(mean) if mean else None)
+
+
+def noise(a: np.ndarray, b: np.ndarray, test: str) -> float:
+    """Standard deviation over seeds: paired of the differences, else of an arm, from both variances."""
+    return float((b - a).std(ddof=1)) if test == "paired" else math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+
+
 def _tested(c: Comparison, a: np.ndarray, b: np.ndarray) -> Comparison:
     """`c` with the interval, p-values and detectable effect of its test."""
     from scipy import stats
 
-    test = stats.ttest_rel if c.test == "paired" else partial(stats.ttest_ind, equal_var=False)
+    test = stats.ttest_rel if c.test == "paired" else partial(stats.ttest_ind, equal_var=c.test == "pooled")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one arm may be all but constant; the other carries the noise
         outcome = test(b, a)
-        # Two one-sided tests: the difference is below the margin, and above minus the margin.
-        sides = test(b, a + c.margin, alternative="less"), test(b, a - c.margin, alternative="greater")
     low, high = outcome.confidence_interval(1 - c.alpha)
-    error = abs((high - low) / 2 / special.stdtrit(outcome.df, 1 - c.alpha / 2))
-    unpaired = a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)
+    df, difference = float(outcome.df), float(b.mean() - a.mean())
+    critical, unpaired = critical_value(df, c.alpha), a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)
+    error = float((high - low) / 2 / critical)
+    paired = c.test == "paired"
     return replace(
         c,
         low=float(low),
         high=float(high),
         p_value=float(outcome.pvalue),
-        p_equivalence=float(max(side.pvalue for side in sides)) if c.margin else None,
-        minimum_detectable=_detectable(error, float(outcome.df), c.alpha),
-        variance_reduction=float(unpaired / error**2) if c.test == "paired" else None,
+        p_equivalence=inside_p(difference, error, df, c.margin),
+        minimum_detectable=detectable(error, df, critical),
+        variance_reduction=float(unpaired / error**2) if paired else None,
+        correlation=_correlation(a, b) if paired else None,
     )
 
 
-def _detectable(error: float, df: float, alpha: float, power: float = POWER) -> float:
-    """The noncentral t gives the shift, in standard errors, whose chance to pass the critical value is `power`."""
-    return float(special.nctdtrinc(df, 1 - power, special.stdtrit(df, 1 - alpha / 2))) * error
+def inside_p(difference: float, error: float, df: float, margin: float) -> float | None:
+    """p-value of two one-sided t tests that the true difference is within the margin; None without a margin."""
+    return float(special.stdtr(df, (abs(difference) - margin) / error)) if margin else None
 
 
-def _decide(c: Comparison) -> tuple[str, str]:
-    """Verdict and its reason, in one sentence, for a comparison that could be tested."""
-    interval = f"the {100 * (1 - c.alpha):g} % interval [{c.low:+.4f}, {c.high:+.4f}]"
-    if c.p_equivalence is not None and c.p_equivalence < c.alpha:
-        real = c.p_value is not None and c.p_value < c.alpha
-        subject = "there is a difference, but it" if real else "the difference"
-        return f"equivalent within {c.margin:g}", f"{subject} is smaller than the margin (p = {c.p_equivalence:.2g})"
-    if c.p_value is not None and c.p_value < c.alpha:
-        return "better" if (c.difference or 0) < 0 else "worse", f"{interval} leaves out zero (p = {c.p_value:.2g})"
-    seeds = min(c.n_baseline, c.n_variant)
-    return "undecided", (
-        f"{interval} holds zero (p = {c.p_value:.2g}); "
-        f"{seeds} runs per arm find a true difference of {c.minimum_detectable:.4f} in {100 * POWER:g} % of all cases"
-    )
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """None where it says nothing: two pairs always lie on a line."""
+    if len(a) < 3 or is_constant(a) or is_constant(b):
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def unequal_variances(arms: Sequence[np.ndarray]) -> str:
+    """What is added to the reason of a test that takes variances as equal where Levene's test finds that they differ.
+
+    Two runs always lie equally far from their median, so arms of two are not looked at.
+    """
+    from scipy import stats
+
+    looked_at = [arm for arm in arms if len(arm) > 2]
+    if len(looked_at) < 2:
+        return ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nan for arms without any spread, which differ in nothing
+        p_value = float(stats.levene(*looked_at).pvalue)
+    if not p_value < LEVENE:
+        return ""
+    return f"; the variances differ (Levene p = {p_value:.2g}), which this test takes as equal: do not rely on it"
+
+
+def decide(c: Comparison, std: float, level: float, kind: str = "", told: str = "", caveat: str = "") -> Comparison:
+    """`c` with its verdict and the reason in one sentence, for a comparison that could be tested.
+
+    `std`: over seeds, paired of the differences; `level`: alpha of this comparison alone, for which seeds are planned;
+    of several variants `told` is how p-values were adjusted, and `kind` what the interval is.
+    """
+    assert c.p_value is not None and c.difference is not None and c.minimum_detectable is not None
+    verdict = _call(c.p_value, c.p_equivalence, c.difference, c.alpha)
+    if verdict == "equivalent":
+        subject = "there is a difference, but it" if c.p_value < c.alpha else "the difference"
+        reason = f"{subject} is smaller than the margin (p = {c.p_equivalence:.2g}{told and f' {told}'})"
+        return replace(c, verdict=f"equivalent within {c.margin:g}", reason=reason + caveat)
+    holds = "leaves out" if verdict != "undecided" else "holds"
+    bounds = f"[{c.low:+.4f}, {c.high:+.4f}]"
+    reason = f"the {100 * (1 - c.alpha):g} % interval {bounds} {holds} zero (p = {c.p_value:.2g})"
+    if told:  # an adjusted p-value and an interval may disagree
+        reason = f"p = {c.p_value:.2g} {told}; the {kind} is {bounds}"
+    if verdict == "undecided":
+        runs, power = min(c.n_baseline, c.n_variant), f"{100 * POWER:g} % of all cases"
+        reason += f"; {runs} runs per arm find a true difference of {c.minimum_detectable:.4f} in {power}"
+        reason += _needs(c, std, level)
+    if c.p_permutation is not None and (c.p_permutation < c.alpha) != (c.p_value < c.alpha):
+        reason += f"; a permutation test disagrees (p = {c.p_permutation:.2g})"
+    return replace(c, verdict=verdict, reason=reason + caveat)
+
+
+def _call(p_value: float, p_equivalence: float | None, difference: float, alpha: float) -> str:
+    if p_equivalence is not None and p_equivalence < alpha:
+        return "equivalent"
+    if p_value < alpha:
+        return "better" if difference < 0 else "worse"
+    return "undecided"
+
+
+def _needs(c: Comparison, std: float, level: float) -> str:
+    """How many more seeds would find a difference of the declared margin, whatever was seen."""
+    if not c.margin:
+        return ""
+    runs, most = min(c.n_baseline, c.n_variant), 1000
+    needed = seeds_needed(c.margin, std, level, paired="paired" in c.test, max_n=most)
+    aim = f"an arm to find a difference of the margin {c.margin:g}"
+    if needed is None:
+        return f"; needs more than {most} seeds {aim}"
+    return f"; needs {needed - runs} more seeds {aim}" if needed > runs else ""

@@ -6,11 +6,12 @@ same fingerprint are kept, missing and failed ones are run, and a folder of some
 
 import dataclasses
 import hashlib
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ from gptlib.data.dataset import open_dataset
 from gptlib.hellaswag import open_questions
 from gptlib.launch import launch, record_failure
 from gptlib.matching import confounders
-from gptlib.stats.compare import Comparison, mean_interval, no_comparison, two_sample
+from gptlib.stats.compare import Comparison, mean_interval, no_comparison, rank_test, two_sample
 from gptlib.study.hypothesis import Analysis
 from gptlib.study.plan import Plan
 
@@ -243,31 +244,42 @@ def metrics_frame(plan: Plan) -> pd.DataFrame:
 def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comparison:
     """Compare final losses as declared. Paired analysis takes the seeds that finished in both.
 
-    Policy for diverged runs: where every run of the variant diverged and none of the baseline, the variant is worse;
-    where only some did, the losses of the rest are a selection, and the verdict is undecided.
+    Policy for diverged runs, `analysis.diverged`. undecided: the losses of the rest are a selection. exclude: the rest
+    are tested, and the reason counts what was left out. worst: all runs are tested by their ranks, diverged ones last;
+    that this replaces the t test depends on both arms together, so it does not make false claims more frequent. But for
+    worst, a variant of which every run diverged and none of the baseline's is worse.
     """
-    declared = analysis.metric, analysis.test, analysis.alpha, analysis.margin
-    return judge_results(baseline.results, variant.results, *declared)
+    return judge_results(baseline.results, variant.results, analysis)
 
 
-def judge_results(
-    baseline: Results, variant: Results, metric: str, test: Literal["welch", "paired"], alpha: float, margin: float
-) -> Comparison:
+def judge_results(baseline: Results, variant: Results, analysis: Analysis) -> Comparison:
     """`judge` for the contents of result.json files, whoever wrote the records."""
-    old, new = finals(baseline, metric), finals(variant, metric)
-    if test == "paired":
+    old, new = finals(baseline, analysis.metric), finals(variant, analysis.metric)
+    lost, lost_baseline = (
+        {r["seed"]: math.inf for r in results if r["status"] == "diverged"} for results in (variant, baseline)
+    )
+    by_rank = analysis.diverged == "worst" and (lost or lost_baseline)
+    if by_rank:
+        old, new = old | lost_baseline, new | lost
+    if analysis.test == "paired":
         common = [seed for seed in old if seed in new]
         old, new = {s: old[s] for s in common}, {s: new[s] for s in common}
-    diverged = tuple(sum(r["status"] == "diverged" for r in arm) for arm in (variant, baseline))
-    if old and new:
-        result = two_sample(old.values(), new.values(), test, alpha, margin)
+    if not (old and new):
+        result = no_comparison(analysis.test, len(old), len(new), analysis.alpha, analysis.margin)
+    elif by_rank:
+        result = rank_test(old, new, analysis.alpha, analysis.margin)
     else:
-        result = no_comparison(test, len(old), len(new), alpha, margin)
-    if not any(diverged):
+        result = two_sample(old, new, analysis.test, analysis.alpha, analysis.margin)
+    if not (lost or lost_baseline):
         return result
-    reason = f"{diverged[0]} of {len(variant)} runs diverged, and {diverged[1]} of the baseline's"
-    certain = diverged == (len(variant), 0)
-    return dataclasses.replace(result, verdict="worse" if certain else "undecided", reason=reason)
+    count = f"{len(lost)} of {len(variant)} runs diverged, and {len(lost_baseline)} of the baseline's"
+    if by_rank:
+        return dataclasses.replace(result, reason=f"{count}, which count as the worst: {result.reason}")
+    if len(lost) == len(variant) and not lost_baseline:
+        return dataclasses.replace(result, verdict="worse", reason=count)
+    if analysis.diverged == "exclude":
+        return dataclasses.replace(result, reason=f"{result.reason}; left out as declared: {count}")
+    return dataclasses.replace(result, verdict="undecided", reason=count)
 
 
 def compared_costs(baseline: Experiment, variant: Experiment) -> tuple[dict[str, float], dict[str, float]]:

@@ -46,10 +46,12 @@ class Analysis(Section):
 
     # of the finished runs, lower is better; hellaswag_error is 1 - acc_norm and needs eval.hellaswag in both arms
     metric: Literal["final_val_loss", "hellaswag_error"] = "final_val_loss"
-    test: Literal["paired", "welch"] = "welch"
+    test: Literal["paired", "welch", "pooled"] = "welch"
     alpha: float = Field(0.05, gt=0, lt=0.5)
     # the smallest difference that matters, in nats/token or as a share of the items; 0: no claim of equivalence
     margin: float = Field(0.0, ge=0)
+    # undecided, or tested without them, or by ranks with them last; where one arm diverged whole it is the worse one
+    diverged: Literal["undecided", "exclude", "worst"] = "undecided"
 
 
 class Ablation(Section):

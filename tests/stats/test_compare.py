@@ -1,16 +1,18 @@
 """Statistics against scipy, statsmodels, closed forms and seeded simulation."""
 
+import itertools
 import json
 import math
 from dataclasses import asdict
+from typing import Literal
 
 import numpy as np
 import pytest
 from scipy import special, stats
-from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_ind, ttost_paired
 
-from gptlib.stats.compare import contrast, holm, mean_interval, minimum_detectable_effect, two_sample
+from gptlib.stats.compare import contrast, equivalence, holm, mean_interval, permutation_p, rank_test, two_sample
+from gptlib.stats.power import minimum_detectable_effect, seeds_needed
 
 BASELINE = [2.310, 2.322, 2.305, 2.318, 2.311]
 
@@ -69,15 +71,26 @@ def test_welch_agrees_with_its_formula_and_statsmodels(n_variant: int) -> None:
     assert got.variance_reduction is None
 
 
-def test_p_values_agree_with_scipy_on_random_inputs() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(300):
+@pytest.mark.parametrize("test", ["welch", "pooled", "paired"])
+def test_p_values_and_intervals_agree_with_statsmodels_on_random_inputs(
+    test: Literal["welch", "pooled", "paired"],
+) -> None:
+    rng, usevar = np.random.default_rng(0), "unequal" if test == "welch" else "pooled"
+    for _ in range(350):
         a, b = (rng.normal(rng.normal(), rng.gamma(1), rng.integers(2, 12)) for _ in "ab")
-        want = stats.ttest_ind(b, a, equal_var=False).pvalue
-        assert two_sample(a, b).p_value == pytest.approx(want, rel=1e-9)
-        n = min(len(a), len(b))
-        want = stats.ttest_rel(b[:n], a[:n]).pvalue
-        assert two_sample(a[:n], b[:n], "paired").p_value == pytest.approx(want, rel=1e-9)
+        alpha, margin = rng.uniform(0.001, 0.4), rng.gamma(1)
+        if test == "paired":
+            n = min(len(a), len(b))
+            a, b = a[:n], b[:n]
+            want, inside = DescrStatsW(b - a), ttost_paired(b, a, -margin, margin)[0]
+            p_value, interval = want.ttest_mean(0)[1], want.tconfint_mean(alpha)
+        else:
+            means = CompareMeans(DescrStatsW(b), DescrStatsW(a))
+            p_value, interval = means.ttest_ind(usevar=usevar)[1], means.tconfint_diff(alpha, usevar=usevar)
+            inside = ttost_ind(b, a, -margin, margin, usevar=usevar)[0]
+        got = two_sample(a, b, test, alpha, margin, permutation=False)
+        assert (got.p_value, got.p_equivalence) == pytest.approx((p_value, inside), rel=1e-9, abs=0)
+        assert (got.low, got.high) == pytest.approx(interval, rel=1e-9, abs=1e-12)
 
 
 def test_paired_is_the_one_sample_test_of_the_differences() -> None:
@@ -121,49 +134,115 @@ def test_a_contrast_says_which_way_two_changes_miss_their_sum() -> None:
 @pytest.mark.parametrize("test", ["welch", "paired"])
 def test_false_claims_stay_at_alpha(test: str) -> None:
     pairs = draws(5, 3000, 2, 4)
-    verdicts = [two_sample(a, b, test, alpha=0.1).verdict for a, b in pairs]  # type: ignore[arg-type]
+    verdicts = [two_sample(a, b, test, alpha=0.1, permutation=False).verdict for a, b in pairs]  # type: ignore[arg-type]
     claims = np.mean([v in ("better", "worse") for v in verdicts])
     error = math.sqrt(0.1 * 0.9 / len(pairs))
     assert claims < 0.1 + 3 * error
     assert claims > (0.07 if test == "welch" else 0.1 - 3 * error)  # Welch is conservative at four runs
 
 
+@pytest.mark.parametrize("test", ["welch", "paired"])
+def test_equivalence_agrees_with_statsmodels_and_its_interval(test: Literal["welch", "paired"]) -> None:
+    for seed in range(50):
+        a, b = draws(300 + seed, 2, 6)
+        got = equivalence(a, b, 0.012, test)
+        reference = (
+            ttost_paired(b, a, -0.012, 0.012) if test == "paired" else ttost_ind(b, a, -0.012, 0.012, usevar="unequal")
+        )
+        assert got.p_value == pytest.approx(reference[0], rel=1e-9)
+        assert got.verdict == ("equivalent within 0.012" if got.low > -0.012 and got.high < 0.012 else "undecided")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "variant", "margin", "says"),
+    [
+        ([1.0], [1.0, 1.1], 0.1, "baseline: one run shows no noise"),
+        ([1.0, 1.0], [2.0, 2.0], 0.1, "no spread over seeds"),
+        ([1.0, 1.1], [1.0, 1.2], 0.0, "margin=0"),
+        ([1.0, math.nan], [1.0, 1.2], 0.1, "baseline: 1 non-finite"),
+    ],
+)
+def test_equivalence_refuses_what_cannot_be_tested(
+    baseline: list[float], variant: list[float], margin: float, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        equivalence(baseline, variant, margin)
+
+
+# --- rearrangements and ranks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_permutation_p_counts_the_rearrangements(paired: bool) -> None:
+    a, b = draws(8, 2, 6)
+    if paired:
+        signs = np.array(list(itertools.product((1, -1), repeat=6)))
+        means, seen = (signs * (b - a)).mean(axis=1), (b - a).mean()
+    else:
+        both = np.concatenate([a, b])
+        chosen = [list(rows) for rows in itertools.combinations(range(12), 6)]
+        means, seen = both[chosen].mean(axis=1) * 2 - both.mean() * 2, b.mean() - a.mean()
+    wanted = 2 * min((means <= seen + 1e-12).mean(), (means >= seen - 1e-12).mean())
+    assert permutation_p(a, b, paired) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("n", "paired", "alpha", "reaches"),
+    [(3, False, 0.05, False), (4, False, 0.05, True), (4, False, 0.01, False), (5, False, 0.01, True)]
+    + [(5, True, 0.05, False), (6, True, 0.05, True), (7, True, 0.01, False), (8, True, 0.01, True)],
+)
+def test_permutation_p_is_given_only_where_it_can_reach_alpha(
+    n: int, paired: bool, alpha: float, reaches: bool
+) -> None:
+    a = draws(9, n)
+    assert (permutation_p(a, a + 0.1 + 1e-4 * np.arange(n), paired, alpha) is not None) == reaches
+    assert two_sample(a, a + 0.1, "welch", 0.01).p_permutation == permutation_p(a, a + 0.1, False, 0.01)
+
+
+def test_many_runs_are_rearranged_at_random_the_same_way_each_time() -> None:
+    a, b = draws(10, 2, 30)
+    got = permutation_p(a, b)
+    assert got == permutation_p(a, b) == pytest.approx(stats.ttest_ind(a, b).pvalue, abs=0.02)
+
+
+def test_a_permutation_test_is_told_of_where_it_disagrees_and_decides_nothing() -> None:
+    outlier = [2.30, 2.31, 2.32, 2.33, 2.34], [2.36, 2.35, 2.37, 2.38, 2.9]
+    got = two_sample(*outlier)
+    assert got.verdict == "undecided" and got.p_permutation == pytest.approx(2 / math.comb(10, 5))
+    assert "a permutation test disagrees (p = 0.0079)" in got.reason
+    assert "permutation" not in two_sample(outlier[0], [x + 1 for x in outlier[0]]).reason
+
+
+def test_ranks_decide_where_runs_diverged() -> None:
+    finished = [2.1, 2.2, 2.3, 2.4, 2.5]
+    got = rank_test(finished, [2.6, 2.7, 2.8, 2.9, math.inf])
+    assert got.p_value == pytest.approx(2 / math.comb(10, 5)) and got.verdict == "worse"
+    assert (got.low, got.high, got.difference, got.minimum_detectable) == (None,) * 4
+    assert rank_test([*finished[:4], math.inf], [1.0, 1.1, 1.2, 1.3, 1.4]).verdict == "better"
+    few = rank_test([2.1, 2.2], [math.inf, math.inf])
+    assert few.verdict == "undecided" and "cannot give less than p = 0.33" in few.reason
+    assert "at least 2 runs" in rank_test([2.1], [2.2, 2.3]).reason
+    with pytest.raises(ValueError, match="variant: empty or nan"):
+        rank_test([1.0, 2.0], [1.0, math.nan])
+
+
+def test_ranks_with_ties_are_exact() -> None:
+    a, b = [2.1, 2.2, 2.3, 2.4, math.inf], [2.25, 2.6, math.inf, math.inf, math.inf]
+    ranks = stats.rankdata(a + b)
+    sums = np.array([ranks[list(rows)].sum() for rows in itertools.combinations(range(10), 5)])
+    wanted = 2 * min((sums >= ranks[5:].sum()).mean(), (sums <= ranks[5:].sum()).mean())
+    assert rank_test(a, b).p_value == pytest.approx(wanted, rel=1e-9)
+
+
+def test_ranks_agree_with_scipy_without_ties() -> None:
+    for seed in range(50):
+        a, b = draws(400 + seed, 2, 7)
+        assert rank_test(a, b).p_value == pytest.approx(stats.mannwhitneyu(b, a, method="exact").pvalue, rel=1e-9)
+
+
 def test_holm_by_hand_and_in_the_given_order() -> None:
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([]) == []
-
-
-# --- minimum detectable effect --------------------------------------------------------------------------------------
-
-# Known values for one-sided pooled t tests at .05 and .01, 80 % power, in units of the standard deviation.
-TABLE = {2: (3.98, 8.96), 3: (2.48, 3.98), 4: (2.00, 2.92), 5: (1.72, 2.43), 7: (1.41, 1.91), 10: (1.16, 1.53)}
-
-
-@pytest.mark.parametrize("n", TABLE)
-def test_detectable_effect_matches_the_table(n: int) -> None:
-    # our alpha is two-sided, so a one-sided .05 is asked for as .10
-    got = [minimum_detectable_effect(1.0, n, alpha=2 * one_sided) for one_sided in (0.05, 0.01)]
-    assert got == pytest.approx(TABLE[n], abs=0.005)
-
-
-@pytest.mark.parametrize("n", [3, 5, 10, 30])
-@pytest.mark.parametrize("power", [0.8, 0.9])
-def test_detectable_effect_agrees_with_statsmodels(n: int, power: float) -> None:
-    want = TTestIndPower().solve_power(nobs1=n, alpha=0.05, power=power)
-    assert minimum_detectable_effect(0.01, n, power=power) == pytest.approx(0.01 * want, rel=1e-5)
-    want = TTestPower().solve_power(nobs=n, alpha=0.05, power=power)
-    assert minimum_detectable_effect(0.01, n, power=power, paired=True) == pytest.approx(0.01 * want, rel=1e-5)
-
-
-@pytest.mark.parametrize(("n", "paired"), [(2, False), (4, False), (4, True), (8, True)])
-def test_detectable_effect_is_found_8_times_in_10(n: int, paired: bool) -> None:
-    effect = minimum_detectable_effect(1.0, n, paired=paired)
-    noise = np.random.default_rng(n).normal(size=(2, 20_000, n))
-    if paired:  # the differences have the given standard deviation
-        found = stats.ttest_1samp(noise[0] + effect, 0, axis=1).pvalue < 0.05
-    else:
-        found = stats.ttest_ind(noise[0] + effect, noise[1], axis=1).pvalue < 0.05
-    assert found.mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 20_000))
 
 
 def test_comparison_states_the_detectable_effect_of_its_own_test() -> None:
@@ -174,12 +253,6 @@ def test_comparison_states_the_detectable_effect_of_its_own_test() -> None:
     paired = two_sample(a, b, "paired")
     want = minimum_detectable_effect((b - a).std(ddof=1), 5, paired=True)
     assert paired.minimum_detectable == pytest.approx(want, rel=1e-6)
-
-
-@pytest.mark.parametrize("change", [{"n": 1}, {"alpha": 0.0}, {"power": 1.0}])
-def test_detectable_effect_refuses_impossible_designs(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(change))):
-        minimum_detectable_effect(**({"std": 1.0, "n": 3} | change))  # type: ignore[arg-type]
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -202,6 +275,36 @@ def test_verdicts(shift: float, margin: float, verdict: str, says: str) -> None:
     got = two_sample(BASELINE, [x + shift for x in reversed(BASELINE)], margin=margin)
     assert got.verdict == verdict
     assert says in got.reason
+
+
+def test_seeds_are_planned_from_the_margin_and_not_from_what_was_seen() -> None:
+    rise = [x + 0.004 for x in reversed(BASELINE)]
+    got, noise = two_sample(BASELINE, rise, margin=0.002), float(np.std(BASELINE, ddof=1))
+    needed = seeds_needed(0.002, noise)
+    assert needed is not None
+    assert f"needs {needed - 5} more seeds an arm to find a difference of the margin 0.002" in got.reason
+    assert "needs more than 1000 seeds" in two_sample(BASELINE, rise, margin=1e-5).reason
+    assert "needs" not in two_sample(BASELINE, rise).reason
+
+
+def test_the_reason_of_a_pooled_test_says_that_variances_differ() -> None:
+    wide = [2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7, 2.8]
+    narrow = [2.45 + 0.001 * x for x in range(8)]
+    assert "variances differ (Levene p = " in two_sample(narrow, wide, "pooled").reason
+    assert "variances" not in two_sample(narrow, wide).reason
+    assert "variances" not in two_sample(narrow[:2], wide[:2], "pooled").reason
+
+
+def test_seeds_are_paired_by_name_and_their_correlation_is_told() -> None:
+    a, b = draws(11, 2, 5)
+    named = dict(enumerate(a)), dict(reversed(list(enumerate(b))))
+    got = two_sample(*named, test="paired")
+    assert got == two_sample(a, b, "paired")
+    assert got.correlation == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert two_sample(*named) == two_sample(a, b[::-1]) and two_sample(a, b).correlation is None
+    assert two_sample(a[:2], b[:2], "paired").correlation is None
+    with pytest.raises(ValueError, match=r"\[4, 9\] stand in one arm only"):
+        two_sample(named[0], {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 9: 5.0}, "paired")
 
 
 def test_pairing_finds_what_welch_cannot() -> None:
@@ -242,10 +345,10 @@ def test_one_arm_without_spread_is_still_tested() -> None:
         ([], [1.0], {}, "baseline: empty"),
         ([1.0, 2.0], [1.0, math.inf], {}, "variant: 1 non-finite"),
         ([1.0, 2.0], [1.0], {"test": "paired"}, "same seeds"),
-        ([1.0, 2.0], [1.0, 2.0], {"alpha": 1.5}, "alpha"),
+        ([1.0, 2.0], [1.0, 2.0], {"alpha": 0.5}, "alpha"),
         ([1.0, 2.0], [1.0, 2.0], {"margin": -0.1}, "margin"),
         ([1.0, 2.0], [1.0, 2.0], {"margin": math.nan}, "margin"),
-        ([1.0, 2.0], [1.0, 2.0], {"test": "anova"}, "'welch' or 'paired'"),
+        ([1.0, 2.0], [1.0, 2.0], {"test": "anova"}, "'welch', 'pooled' or 'paired'"),
     ],
 )
 def test_bad_input_is_refused(baseline: list[float], variant: list[float], options: dict, says: str) -> None:

@@ -302,6 +302,33 @@ def test_runs_without_a_loss_are_neither_dropped_nor_made_up(recorded, baseline,
         assert reason in comparison.reason
 
 
+LOST = BASELINE | {44: "diverged"}
+
+
+def test_diverged_runs_are_left_out_where_declared_and_counted(recorded):
+    comparison = judge(recorded(BASELINE), recorded(LOST, ABLATION), Analysis(diverged="exclude"))
+    rest = [BASELINE[s] for s in (42, 43, 45)]
+    assert comparison.p_value == pytest.approx(stats.ttest_ind(rest, list(BASELINE.values()), equal_var=False).pvalue)
+    assert comparison.reason.endswith("left out as declared: 1 of 4 runs diverged, and 0 of the baseline's")
+    paired = judge(recorded(BASELINE), recorded(LOST, ABLATION), Analysis(test="paired", diverged="exclude"))
+    assert paired.n_baseline == paired.n_variant == 3
+    none = recorded(dict.fromkeys(BASELINE, "diverged"), ABLATION)
+    assert judge(recorded(BASELINE), none, Analysis(diverged="exclude")).verdict == "worse"
+
+
+def test_diverged_runs_rank_last_where_declared(recorded):
+    analysis = Analysis(diverged="worst")
+    beyond = {42: 5.0, 43: 5.1, 44: "diverged", 45: 5.2}
+    comparison = judge(recorded(BASELINE), recorded(beyond, ABLATION), analysis)
+    assert comparison.p_value == pytest.approx(2 / 70) and comparison.verdict == "worse"
+    assert (comparison.test, comparison.low, comparison.difference) == ("mann-whitney", None, None)
+    assert comparison.reason.startswith("1 of 4 runs diverged, and 0 of the baseline's, which count as the worst")
+    assert judge(recorded(LOST), recorded(BASELINE, ABLATION), analysis).verdict == "undecided"
+    assert judge(recorded(BASELINE), recorded(VARIANT, ABLATION), analysis).test == "welch"  # none diverged
+    failed = judge(recorded(BASELINE | {43: "failed"}), recorded(beyond, ABLATION), analysis)
+    assert (failed.n_baseline, failed.n_variant) == (3, 4)
+
+
 # --- summaries --------------------------------------------------------------------------------------------------
 
 
