@@ -9,8 +9,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,13 @@ class Skipped:
     reason: str
 
 
-@dataclass
-class Group:
-    """The runs of one experiment and the files they are from."""
+@dataclass(frozen=True)
+class Run:
+    """A trial and the file it is from."""
 
-    trials: list[Trial] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)  # name: sha256
-    notes: list[str] = field(default_factory=list)
+    trial: Trial
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ class Imported:
 def import_logs(paths: Sequence[Path], outputs: Path, name: str = "", loss: str = "val_loss") -> Imported:
     """Read the logs among `paths` (files, and folders with everything below) and write a record of each experiment.
 
-    A folder of logs is one experiment and its logs are the runs; a file given by itself, or one that names its
-    experiment, is an experiment of its own. `name` ("stage/variant", or a variant) makes one of everything. `loss` is
-    the loss to judge by. An older record in the same place is moved aside. Raises ValueError where nothing could be
-    imported, RecordError where the place cannot be written.
+    A folder of logs is one experiment and its logs are the runs, but runs planned for different numbers of steps are
+    different experiments; a file given by itself, or one that names its experiment, is an experiment of its own.
+    `name` ("stage/variant", or a variant) makes one of everything. `loss` is the loss to judge by. An older record in
+    the same place is moved aside. Raises ValueError where nothing could be imported, RecordError where the place
+    cannot be written.
     """
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[str, str], list[Run]] = {}
     skipped, count = [], 0
     for source in sources(paths):
         try:
@@ -80,21 +81,30 @@ def import_logs(paths: Sequence[Path], outputs: Path, name: str = "", loss: str 
             skipped.append(Skipped(source.shown, str(error)))
             continue
         count += 1
+        digest = hashlib.sha256(source.path.read_bytes()).hexdigest()
         for trial in trials:
-            group = groups.setdefault(place(source, trial, name), Group())
-            group.trials.append(trial)
-            group.files[source.shown] = hashlib.sha256(source.path.read_bytes()).hexdigest()
+            groups.setdefault(place(source, trial, name), []).append(Run(trial, source.shown, digest))
     if not groups:
-        first = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:3]) or "no file of a known kind"
-        raise ValueError(f"nothing imported from {', '.join(map(str, paths))} ({first}); kinds: {' '.join(SUFFIXES)}")
+        first = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:3]) or f"no file of a known kind: {SUFFIXES}"
+        raise ValueError(f"{', '.join(map(str, paths))}: nothing imported ({first})")
     folders, notes = {}, list[str]()
-    for (stage, variant), group in groups.items():
+    for (stage, variant), runs in (groups if name else by_length(groups)).items():
         folder = records.experiment_folder(outputs, STUDY, stage, variant)
-        prepared = without_copies(group)
-        write(folder, prepared, loss)
-        folders[folder] = len(prepared.trials)
-        notes += [f"{stage}/{variant}: {note}" for note in prepared.notes]
+        kept, said = without_copies(runs)
+        folders[folder] = len(kept)
+        notes += [f"{stage}/{variant}: {note}" for note in said + write(folder, kept, loss)]
     return Imported(folders, count, skipped, notes)
+
+
+def by_length(groups: Mapping[tuple[str, str], list[Run]]) -> dict[tuple[str, str], list[Run]]:
+    """`groups` with those parted whose runs were planned for different numbers of steps: `<variant>.<n>-steps`."""
+    parted: dict[tuple[str, str], list[Run]] = {}
+    for (stage, variant), runs in groups.items():
+        several = len({run.trial.planned for run in runs} - {0}) > 1
+        for run in runs:
+            part = plain(f"{variant}.{run.trial.planned}-steps") if several and run.trial.planned else variant
+            parted.setdefault((stage, part), []).append(run)
+    return parted
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -166,71 +176,76 @@ def read(path: Path, loss: str = "val_loss") -> list[Trial]:
     return trials
 
 
-def without_copies(group: Group) -> Group:
-    """`group` without logs that repeat another's run (a script's log and its standard output), which would count twice.
+def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """`runs` without logs that repeat another's (a script's log and its standard output), and a note of how many.
 
     A log repeats another if all its validations, with their times, stand there; of equals the one with a seed stays.
     """
-    kept: list[Trial] = []
-    order = sorted(group.trials, key=lambda t: (len(t.validations()), t.seed is not None), reverse=True)
-    known: dict[Any, list[set[Any]]] = {}
-    for trial in order:
-        identity = trial.identity()
-        if identity and any(identity <= other for other in known.get(max(identity, key=str), [])):
+    order = sorted(runs, key=lambda run: (len(run.trial.validations()), run.trial.seed is not None), reverse=True)
+    kept: list[Run] = []
+    holders: dict[Any, list[set[Any]]] = {}  # a validation: the runs that have it
+    for run in order:
+        identity = run.trial.identity()
+        if identity and any(identity <= other for other in holders.get(next(iter(identity)), [])):
             continue
-        for point in identity:
-            known.setdefault(point, []).append(identity)
-        kept.append(trial)
-    copies = len(group.trials) - len(kept)
-    kept = [trial for trial in group.trials if any(trial is other for other in kept)]  # in the order of the files
-    notes = group.notes + ([f"{copies} logs repeat the run of another and are left out"] if copies else [])
-    return Group(kept, group.files, notes)
+        for validation in identity:
+            holders.setdefault(validation, []).append(identity)
+        kept.append(run)
+    copies = len(runs) - len(kept)
+    notes = [f"{copies} logs repeat the run of another and are left out"] if copies else []
+    return [run for run in runs if any(run is other for other in kept)], notes
 
 
 # --- records ----------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, group: Group, loss: str) -> None:
-    """Write the record of an experiment, summary.json last.
+def write(folder: Path, runs: Sequence[Run], loss: str) -> list[str]:
+    """Write the record of an experiment, summary.json last, and return what its reader should know.
 
-    A record of exactly these files stays; another one in the place is moved aside. Raises RecordError.
+    A record of exactly these runs stays; another one in the place is moved aside. Raises RecordError.
     """
-    trials, known = numbered(group.trials)
-    longest = max(trial.rows[-1].step for trial in trials.values())
+    seeds, known = numbered([run.trial for run in runs])
+    runs = [run for _, run in sorted(zip(seeds, runs, strict=True), key=lambda pair: pair[0])]
+    longest = max(run.trial.rows[-1].step for run in runs)
     results = [
-        {"schema_version": records.SCHEMA_VERSION, "run_id": index, "seed": seed, "attempt": 1}
-        | outcome(trial, longest)
-        for index, (seed, trial) in enumerate(trials.items())
+        {"schema_version": records.SCHEMA_VERSION, "run_id": index, "seed": seed, "attempt": 1, "file": run.file}
+        | outcome(run.trial, longest)
+        for index, (seed, run) in enumerate(zip(sorted(seeds), runs, strict=True))
     ]
-    ends = Counter(result["final_step"] for result in results if result["success"])
-    if len(ends) > 1:
-        steps = ", ".join(f"{step} ({runs})" for step, runs in sorted(ends.items()))
-        group.notes.append(f"the runs end at different steps: {steps}; `gptlib compare --step` takes all at one")
-    group.notes.extend(f"run of seed {r['seed']} {r['status']}: {r['error']}" for r in results if r.get("error"))
+    files = {run.file: run.sha256 for run in runs}
     config: dict[str, Any] = {
-        "imported_from": [{"file": file, "sha256": digest} for file, digest in group.files.items()],
+        "imported_from": [{"file": file, "sha256": digest} for file, digest in files.items()],
         "loss": loss,
-        "seeds": list(trials),
+        "seeds": sorted(seeds),
         "seeds_known": known,
-        "notes": group.notes,
+        "notes": _notes(results),
         "config": {},
     }
     with records.exclusive(folder.parent / f".{folder.name}"):
-        if (folder / "summary.json").exists() and records.read_json(folder / "config.json") == config:
-            return
-        if folder.exists():
-            records.move_aside(folder)
-        records.write_json(folder / "config.json", config)
-        _write_runs(folder, results, list(trials.values()))
-        records.write_json(folder / "summary.json", summary(folder, results))
+        if not (folder / "summary.json").exists() or records.read_json(folder / "config.json") != config:
+            if folder.exists():
+                records.move_aside(folder)
+            records.write_json(folder / "config.json", config)
+            _write_runs(folder, results, [run.trial for run in runs])
+            records.write_json(folder / "summary.json", summary(folder, results))
+    return _notes(results)
 
 
-def numbered(trials: Sequence[Trial]) -> tuple[dict[int, Trial], bool]:
-    """{seed: trial}, and whether the seeds are those of the logs; numbers from 0 unless every log has its own."""
-    seeds = [trial.seed for trial in trials]
-    if None in seeds or len(set(seeds)) < len(seeds):
-        return dict(enumerate(trials)), False
-    return {trial.seed: trial for trial in sorted(trials, key=lambda t: t.seed or 0) if trial.seed is not None}, True
+def numbered(trials: Sequence[Trial]) -> tuple[list[int], bool]:
+    """A seed for each trial, and whether they are those of the logs: numbers from 0 unless each log says its own."""
+    said = [trial.seed for trial in trials if trial.seed is not None]
+    known = len(said) == len(trials) == len(set(said))
+    return (said if known else list(range(len(trials)))), known
+
+
+def _notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the statistics of the runs do not show: runs without a final loss, and runs that end at different steps."""
+    lost = [f"{r['file']}: {r['status']}, {r['error']}" for r in results if r.get("error")]
+    ends = Counter(result["final_step"] for result in results if result["success"])
+    steps = ", ".join(f"{step} ({count} runs)" for step, count in sorted(ends.items()))
+    return lost + (
+        [f"final losses at steps {steps}; `gptlib compare --step` takes all at one"] if len(ends) > 1 else []
+    )
 
 
 def outcome(trial: Trial, longest: int) -> dict[str, Any]:
@@ -239,28 +254,32 @@ def outcome(trial: Trial, longest: int) -> dict[str, Any]:
     A run ends with its last validation. It has failed if its log was cut or tells of a failure, or if it ended before
     FULL_LENGTH of its steps: those it planned, else those of the `longest` run beside it.
     """
-    wrong = [
-        r.step for r in trial.rows if any(x is not None and not math.isfinite(x) for x in (r.val_loss, r.train_loss))
-    ]
-    seen = [row for row in trial.validations() if row.val_loss is not None and math.isfinite(row.val_loss)]
-    last, times = trial.rows[-1], [row.train_time_ms for row in trial.rows if row.train_time_ms is not None]
-    end = seen[-1].step if seen and not wrong else last.step
-    error = trial.broken
-    if not error and not wrong and end < FULL_LENGTH * (trial.planned or longest):
-        error = f"ended at step {end} of {trial.planned or longest}"
-    status = "diverged" if wrong else "failed" if error else "finished"
-    losses = [row.train_loss for row in trial.rows if row.train_loss is not None and math.isfinite(row.train_loss)]
-    result = {
-        "status": status,
-        "success": status == "finished",
+    wrong = next((row.step for row in trial.rows if _is_wrong(row.val_loss) or _is_wrong(row.train_loss)), None)
+    seen = [(row.step, row.val_loss) for row in trial.rows if row.val_loss is not None and math.isfinite(row.val_loss)]
+    trained = [row.train_loss for row in trial.rows if row.train_loss is not None and math.isfinite(row.train_loss)]
+    times = [row.train_time_ms for row in trial.rows if row.train_time_ms is not None]
+    end, steps = (seen[-1][0] if seen and wrong is None else trial.rows[-1].step), trial.planned or longest
+    if wrong is not None:
+        error = f"at step {wrong} the loss is not a number"
+    elif not seen:
+        error = trial.broken or NOTHING
+    else:
+        error = trial.broken or (f"ended at step {end} of {steps}" if end < FULL_LENGTH * steps else "")
+    result: dict[str, Any] = {
+        "status": "finished" if not error else "failed" if wrong is None else "diverged",
+        "success": not error,
         "final_step": end,
         "planned_steps": trial.planned or None,
-        "final_val_loss": seen[-1].val_loss if status == "finished" else None,
-        "final_train_loss": losses[-1] if losses else None,
-        "best_val_loss": min((row.val_loss for row in seen if row.val_loss is not None), default=None),
+        "final_val_loss": None if error else seen[-1][1],
+        "final_train_loss": trained[-1] if trained else None,
+        "best_val_loss": min((loss for _, loss in seen), default=None),
         "time_seconds": max(times) / 1000 if times else None,
     }
-    return result | ({"diverged_at": wrong[0]} if wrong else {}) | ({"error": error} if error else {})
+    return result | ({"error": error} if error else {}) | ({} if wrong is None else {"diverged_at": wrong})
+
+
+def _is_wrong(loss: float | None) -> bool:
+    return loss is not None and not math.isfinite(loss)
 
 
 def _write_runs(folder: Path, results: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> None:
@@ -280,7 +299,8 @@ def _write_runs(folder: Path, results: Sequence[dict[str, Any]], trials: Sequenc
 
 def _finite(row: Row) -> dict[str, Any]:
     """The row's values that are numbers, JSON's."""
-    return {key: value for key, value in asdict(row).items() if value is not None and math.isfinite(value)}
+    values = {key: getattr(row, key) for key in ("step", *FIELDS)}
+    return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def summary(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
