@@ -4,6 +4,7 @@ They have the form of our own (records.py), so that they are read, compared and 
 `imported_from` instead of a fingerprint, so no plan takes them for its own. logs.py reads the files.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -87,13 +88,18 @@ def import_logs(paths: Sequence[Path], outputs: Path, name: str = "", loss: str 
     if not groups:
         first = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:3]) or f"no file of a known kind: {SUFFIXES}"
         raise ValueError(f"{', '.join(map(str, paths))}: nothing imported ({first})")
-    folders, notes = {}, list[str]()
-    for (stage, variant), runs in (groups if name else by_length(groups)).items():
-        folder = records.experiment_folder(outputs, STUDY, stage, variant)
-        kept, said = without_copies(runs)
-        folders[folder] = len(kept)
-        notes += [f"{stage}/{variant}: {note}" for note in said + write(folder, kept, loss)]
-    return Imported(folders, count, skipped, notes)
+    experiments, notes = {}, list[str]()
+    with contextlib.ExitStack() as held:
+        for (stage, variant), runs in (groups if name else by_length(groups)).items():
+            folder = records.experiment_folder(outputs, STUDY, stage, variant)
+            held.enter_context(records.exclusive(folder.parent / f".{folder.name}"))
+            kept, said = without_copies(runs)
+            experiments[folder] = results = write(folder, kept, loss)
+            notes += [f"{stage}/{variant}: {note}" for note in said + remarks(results)]
+        records.sync_all()  # once: thousands of files, each on its own, are minutes on a busy disk
+        for folder, results in experiments.items():
+            records.write_json(folder / "summary.json", summary(folder, results))
+    return Imported({folder: len(results) for folder, results in experiments.items()}, count, skipped, notes)
 
 
 def by_length(groups: Mapping[tuple[str, str], list[Run]]) -> dict[tuple[str, str], list[Run]]:
@@ -199,10 +205,10 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 # --- records ----------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, runs: Sequence[Run], loss: str) -> list[str]:
-    """Write the record of an experiment, summary.json last, and return what its reader should know.
+def write(folder: Path, runs: Sequence[Run], loss: str) -> list[dict[str, Any]]:
+    """Write the record of an experiment but its summary.json, and return the results of its runs.
 
-    A record of exactly these runs stays; another one in the place is moved aside. Raises RecordError.
+    A finished record of exactly these runs stays; another one in the place is moved aside. Raises RecordError.
     """
     seeds, known = numbered([run.trial for run in runs])
     runs = [run for _, run in sorted(zip(seeds, runs, strict=True), key=lambda pair: pair[0])]
@@ -218,17 +224,15 @@ def write(folder: Path, runs: Sequence[Run], loss: str) -> list[str]:
         "loss": loss,
         "seeds": sorted(seeds),
         "seeds_known": known,
-        "notes": _notes(results),
+        "notes": remarks(results),
         "config": {},
     }
-    with records.exclusive(folder.parent / f".{folder.name}"):
-        if not (folder / "summary.json").exists() or records.read_json(folder / "config.json") != config:
-            if folder.exists():
-                records.move_aside(folder)
-            records.write_json(folder / "config.json", config)
-            _write_runs(folder, results, [run.trial for run in runs])
-            records.write_json(folder / "summary.json", summary(folder, results))
-    return _notes(results)
+    if not (folder / "summary.json").exists() or records.read_json(folder / "config.json") != config:
+        if folder.exists():
+            records.move_aside(folder)
+        records.write_json(folder / "config.json", config, sync=False)
+        _write_runs(folder, results, [run.trial for run in runs])
+    return results
 
 
 def numbered(trials: Sequence[Trial]) -> tuple[list[int], bool]:
@@ -238,7 +242,7 @@ def numbered(trials: Sequence[Trial]) -> tuple[list[int], bool]:
     return (said if known else list(range(len(trials)))), known
 
 
-def _notes(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the statistics of the runs do not show: runs without a final loss, and runs that end at different steps."""
     lost = [f"{r['file']}: {r['status']}, {r['error']}" for r in results if r.get("error")]
     ends = Counter(result["final_step"] for result in results if result["success"])
@@ -288,13 +292,13 @@ def _write_runs(folder: Path, results: Sequence[dict[str, Any]], trials: Sequenc
     for result, trial in zip(results, trials, strict=True):
         run = records.run_folder(folder, result["run_id"], result["seed"])
         lines = [{key: result[key] for key in ("run_id", "seed", "attempt")} | _finite(row) for row in trial.rows]
-        records.write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        records.write_json(run / "result.json", result)
+        records.write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines), sync=False)
+        records.write_json(run / "result.json", result, sync=False)
         rows += [{"variant": folder.name} | line for line in lines]
     frame = pd.DataFrame(rows, columns=["variant", "run_id", "seed", "attempt", "step", *FIELDS])
-    records.write_text(folder / "results.jsonl", "".join(json.dumps(result) + "\n" for result in results))
-    records.write_text(folder / "metrics.jsonl", frame.to_json(orient="records", lines=True))
-    records.write_text(folder / "metrics.csv", frame.to_csv(index=False))
+    records.write_text(folder / "results.jsonl", "".join(json.dumps(result) + "\n" for result in results), sync=False)
+    records.write_text(folder / "metrics.jsonl", frame.to_json(orient="records", lines=True), sync=False)
+    records.write_text(folder / "metrics.csv", frame.to_csv(index=False), sync=False)
 
 
 def _finite(row: Row) -> dict[str, Any]:
@@ -314,7 +318,8 @@ def summary(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "variant": variant,
         "status": "failed" if any(result["status"] == "failed" for result in results) else "complete",
         "start_time": None,
-        "end_time": records.utc_now(),
+        "end_time": None,
+        "imported": records.utc_now(),
         "fingerprint": None,
         "seeds": [result["seed"] for result in results],
         "difference": {},
