@@ -65,6 +65,8 @@ class Comparison:
     reason: str
     p_permutation: float | None = None  # of the same question; None where it could not reach alpha
     correlation: float | None = None  # paired: of the two arms over their seeds
+    standard_error: float | None = None  # of the difference, with its degrees of freedom
+    df: float | None = None
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,8 @@ def _tested(c: Comparison, a: np.ndarray, b: np.ndarray) -> Comparison:
         minimum_detectable=detectable(error, df, critical),
         variance_reduction=float(unpaired / error**2) if paired else None,
         correlation=_correlation(a, b) if paired else None,
+        standard_error=error,
+        df=df,
     )
 
 

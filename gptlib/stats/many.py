@@ -78,6 +78,8 @@ def _dunnett(baseline: Values, variants: Mapping[str, Values], alpha: float, mar
             p_value=min(max(float(p_value), 0.0), 1.0),
             p_equivalence=inside_p(float(arm.mean() - control.mean()), error, df, margin),
             minimum_detectable=detectable(error, df, float(high - low) / 2 / error),
+            standard_error=error,
+            df=float(df),
         )
     found = _equivalence_adjusted(found, "holm")
     kind, told = f"simultaneous {100 * (1 - alpha):g} % interval", f"by Dunnett's test of {len(arms)} variants"

@@ -70,7 +70,7 @@ def test_an_ablation_changes_what_it_says(ablation):
         ({"match": "tim"}, "'steps', 'tokens', 'params', 'flops', 'time', 'memory' or 'nothing'"),
         ({"analysis": {"alpha": 0.7}}, "analysis.alpha=0.7: Input should be less than 0.5"),
         ({"analysis": {"margin": -0.01}}, "analysis.margin=-0.01"),
-        ({"analysis": {"test": "anova"}}, "'paired' or 'welch'"),
+        ({"analysis": {"test": "anova"}}, "'paired', 'welch' or 'pooled'"),
         ({"expect": {"percent": [5, 0]}}, "expect.percent=[5.0, 0.0]: give sizes, the smaller first"),
         ({"expect": {"directon": "worse"}}, "did you mean 'expect.direction'"),
     ],
