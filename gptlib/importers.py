@@ -185,17 +185,19 @@ def read(path: Path, loss: str = "val_loss") -> list[Trial]:
 def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """`runs` without logs that repeat another's (a script's log and its standard output), and a note of how many.
 
-    A log repeats another if all its validations, with their times, stand there; of equals the one with a seed stays.
+    A log repeats another file's if all its validations stand there with their times to the digit (equal losses alone
+    may be chance, or the same seed again); of equals the one with a seed stays.
     """
     order = sorted(runs, key=lambda run: (len(run.trial.validations()), run.trial.seed is not None), reverse=True)
     kept: list[Run] = []
-    holders: dict[Any, list[set[Any]]] = {}  # a validation: the runs that have it
+    holders: dict[Any, list[Run]] = {}  # a validation: the runs that have it
     for run in order:
-        identity = run.trial.identity()
-        if identity and any(identity <= other for other in holders.get(next(iter(identity)), [])):
+        timed = run.trial.timed()
+        alike = holders.get(next(iter(timed)), []) if timed else []
+        if any(timed <= other.trial.timed() and other.file != run.file for other in alike):
             continue
-        for validation in identity:
-            holders.setdefault(validation, []).append(identity)
+        for validation in timed:
+            holders.setdefault(validation, []).append(run)
         kept.append(run)
     copies = len(runs) - len(kept)
     notes = [f"{copies} logs repeat the run of another and are left out"] if copies else []

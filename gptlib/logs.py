@@ -40,9 +40,10 @@ class Trial:
     def validations(self) -> list[Row]:
         return [row for row in self.rows if row.val_loss is not None]
 
-    def identity(self) -> set[tuple[int, float | None, float | None]]:
-        """Equal for two logs of one run: step, loss and time of every validation."""
-        return {(row.step, row.val_loss, row.train_time_ms) for row in self.validations()}
+    def timed(self) -> set[tuple[int, float | None, float | None]]:
+        """Step, loss and time of every validation, which no two runs have alike; empty where a time is missing."""
+        found = {(row.step, row.val_loss, row.train_time_ms) for row in self.validations()}
+        return found if all(time is not None for _, _, time in found) else set()
 
 
 FIELDS = ("val_loss", "train_loss", "train_time_ms", "step_avg_ms")
