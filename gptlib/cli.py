@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="override, e.g. optim.muon.lr=3e-4; repeatable")]
 Outputs = Annotated[Path | None, typer.Option(help="folder of all records (default: outputs/ of the checkout)")]
+
+
+class Test(StrEnum):
+    """The test of `gptlib compare`, as Analysis names it."""
+
+    welch = "welch"
+    paired = "paired"
+    pooled = "pooled"
 
 
 class Unfinished(RuntimeError):
@@ -50,7 +59,7 @@ def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or
 def plan(variants: Annotated[int, typer.Option(min=1, help="changes that are to be compared with the baseline")],
          effect: Annotated[float, typer.Option(help="how large the effect of one may be (standard deviation of what is "
                                                     "thought possible), in the unit of the loss")],
-         sigma: Annotated[float, typer.Option(help="standard deviation over seeds; 0: as earlier studies measured it")] = 0,
+         sigma: Annotated[float, typer.Option(help="standard deviation over seeds; 0: as measured earlier")] = 0,
          like: Annotated[str, typer.Option(help="of earlier studies, those whose class has this text")] = "",
          prices: Annotated[str, typer.Option(help="of a run of screen, check and race, with commas")] = "0.2,0.6,1",
          budget: Annotated[float, typer.Option(help="in the unit of the prices")] = float("inf"),
@@ -187,6 +196,47 @@ def results(study: str, stage: str = "full", outputs: Outputs = None) -> None:
     from gptlib.report.results import study_results
 
     print(json.dumps(study_results(_outputs(outputs), study, stage), indent=1))
+
+
+@app.command("import-log")
+def import_log(files: Annotated[list[Path], typer.Argument(help="logs, or folders that hold them")],
+               name: Annotated[str, typer.Option(help="[STAGE/]VARIANT: one experiment of everything")] = "",
+               loss: Annotated[str, typer.Option(help="the loss to judge by, e.g. val_ema_loss")] = "val_loss",
+               outputs: Outputs = None) -> None:  # fmt: skip
+    """Read logs of other programs into outputs/imported/, to be compared like our own; prints the folders."""
+    from gptlib.importers import import_logs
+
+    found = import_logs(files, _outputs(outputs), name, loss)
+    for skipped in found.skipped:
+        print(f"not imported: {skipped.source}: {skipped.reason}")
+    for note in found.notes:
+        print(f"note: {note}")
+    for folder, runs in found.folders.items():
+        print(f"{folder}: {runs} runs")
+    total = f"{found.files} of {found.files + len(found.skipped)} files"
+    print(f"imported {total}: {sum(found.folders.values())} runs in {len(found.folders)} experiments")
+
+
+@app.command()
+def compare(folders: Annotated[list[Path], typer.Argument(help="records of experiments; the first is the baseline")],
+            test: Annotated[Test, typer.Option(help="against the baseline")] = Test.welch,
+            alpha: float = 0.01,
+            margin: Annotated[float, typer.Option(help="smallest difference that matters, nats/token")] = 0.0,
+            target: Annotated[float | None, typer.Option(help="test whether each mean is at or below it")] = None,
+            sigma: Annotated[float | None, typer.Option(help="known std over runs, for a z test of --target")] = None,
+            step: Annotated[int | None, typer.Option(help="judge all runs at this step")] = None) -> None:  # fmt: skip
+    """Compare finished experiments, our own or imported ones: table, verdicts, claims about a target loss."""
+    from gptlib.report.compare import comparison_lines, read_arms, summary_lines, target_lines
+    from gptlib.study.hypothesis import Analysis
+
+    if sigma is not None and target is None:
+        raise ConfigError("--sigma belongs to --target; give both, or neither")
+    if not (0 < alpha < 0.5 and margin >= 0):
+        raise ConfigError(f"--alpha {alpha} --margin {margin}: give alpha between 0 and 0.5, and no negative margin")
+    arms = read_arms(folders, step)
+    answers = comparison_lines(arms, Analysis(test=test.value, alpha=alpha, margin=margin))
+    claims = target_lines(arms, target, sigma, alpha) if target is not None else []
+    print("\n".join([*summary_lines(arms), *([""] if answers or claims else []), *answers, *claims]))
 
 
 def main() -> None:

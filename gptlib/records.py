@@ -53,8 +53,12 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `path` whole or not at all: temporary file beside it, fsync, rename. Raises RecordError."""
+def write_text(path: Path, text: str, sync: bool = True) -> None:
+    """Write `path` whole or not at all: temporary file beside it, fsync, rename. Raises RecordError.
+
+    Without `sync` a power failure may leave it empty: for many files that count only once a later one, written after
+    sync_all, is there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -62,7 +66,8 @@ def write_text(path: Path, text: str) -> None:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
@@ -72,8 +77,14 @@ def write_text(path: Path, text: str) -> None:
         raise RecordError(f"{path}: cannot be written ({error.strerror}); choose another `outputs` folder") from None
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, sync: bool = True) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", sync)
+
+
+def sync_all() -> None:
+    """Have everything that was written reach the disk, where the system can be asked to."""
+    if hasattr(os, "sync"):
+        os.sync()
 
 
 def read_json(path: Path) -> Any:

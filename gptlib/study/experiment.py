@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def _log(plan: Plan, line: str) -> None:
         file.write(f"{records.utc_now()} {line}\n")
 
 
+Results = Sequence[Mapping[str, Any]]  # contents of result.json files
 MEASURED = ("time_seconds", "mfu", "tensor_mib", "allocated_peak_mib", "reserved_peak_mib", "resident_peak_mib")
 
 
@@ -170,7 +172,7 @@ class Experiment:
 
     def finals(self, metric: str = "final_val_loss") -> dict[int, float]:
         """{seed: value} of the finished runs."""
-        return {r["seed"]: r[metric] for r in self.results if r["status"] == "finished" and r.get(metric) is not None}
+        return finals(self.results, metric)
 
     def metrics(self) -> pd.DataFrame:
         """One row per logged step of every run's last attempt, with `variant`."""
@@ -249,14 +251,20 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     worst, a variant of which every run diverged and none of the baseline's is worse. In a staged study the race alone
     claims anything, by its own tests (stats/staging.py).
     """
-    old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
     if staged := staged_verdict(variant.plan):
+        old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
         known = no_comparison(staged["test"], len(old), len(new), staged["alpha"], 0.0)
         change = staged.get("difference")
         percent = None if change is None else 100 * change / abs(statistics.fmean(old.values()))
         return dataclasses.replace(known, **staged, percent=percent)
+    return judge_results(baseline.results, variant.results, analysis)
+
+
+def judge_results(baseline: Results, variant: Results, analysis: Analysis) -> Comparison:
+    """`judge` for the contents of result.json files, whoever wrote the records."""
+    old, new = finals(baseline, analysis.metric), finals(variant, analysis.metric)
     lost, lost_baseline = (
-        {r["seed"]: math.inf for r in e.results if r["status"] == "diverged"} for e in (variant, baseline)
+        {r["seed"]: math.inf for r in results if r["status"] == "diverged"} for results in (variant, baseline)
     )
     by_rank = analysis.diverged == "worst" and (lost or lost_baseline)
     if by_rank:
@@ -272,10 +280,10 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
         result = two_sample(old, new, analysis.test, analysis.alpha, analysis.margin)
     if not (lost or lost_baseline):
         return result
-    count = f"{len(lost)} of {len(variant.results)} runs diverged, and {len(lost_baseline)} of the baseline's"
+    count = f"{len(lost)} of {len(variant)} runs diverged, and {len(lost_baseline)} of the baseline's"
     if by_rank:
         return dataclasses.replace(result, reason=f"{count}, which count as the worst: {result.reason}")
-    if len(lost) == len(variant.results) and not lost_baseline:
+    if len(lost) == len(variant) and not lost_baseline:
         return dataclasses.replace(result, verdict="worse", reason=count)
     if analysis.diverged == "exclude":
         return dataclasses.replace(result, reason=f"{result.reason}; left out as declared: {count}")
@@ -300,7 +308,6 @@ def summarise(
 ) -> dict[str, Any]:
     """Write summary.json, the last file of an experiment; `complete` only when no run has failed."""
     plan, results = experiment.plan, experiment.results
-    seconds = [r["time_seconds"] for r in results]
     speeds = list(experiment.finals("tokens_per_second").values())
     dataset, environment = open_dataset(plan.dataset), records.environment()
     summary = {
@@ -316,22 +323,12 @@ def summarise(
         "seeds": list(plan.seeds),
         "difference": plan.difference,
         "hypothesis": plan.ablation.model_dump(mode="json") if plan.ablation else None,
-        "statistics": {
-            "n_runs": len(results),
-            "successful_runs": experiment.count("finished"),
-            "diverged_runs": experiment.count("diverged"),
-            "failed_runs": experiment.count("failed"),
-            "val_loss": _spread(experiment.finals().values())
-            | {"best": min(experiment.finals("best_val_loss").values(), default=None)},
+        "statistics": run_statistics(results)
+        | {
             "excess": _spread(experiment.finals("excess").values()) or None,
             "floor": next(iter(experiment.finals("floor").values()), None),
             "bits_per_byte": _spread(experiment.finals("bits_per_byte").values()),
             "hellaswag": experiment.hellaswag(),
-            "time": {
-                "mean": statistics.fmean(seconds),
-                "std": statistics.stdev(seconds) if len(seconds) > 1 else None,
-                "total": sum(seconds),
-            },
         },
         "comparison": dataclasses.asdict(comparison) | {"metric": plan.ablation.analysis.metric}
         if comparison and plan.ablation
@@ -350,9 +347,36 @@ def summarise(
     return summary
 
 
-def _spread(finals: Iterable[float]) -> dict[str, Any]:
+def run_statistics(results: Results) -> dict[str, Any]:
+    """`statistics` of a summary that every record has: what became of the runs, their final losses and times.
+
+    `best` is the lowest evaluation of any finished run; times are in seconds, of the runs that have one.
+    """
+    counts = Counter(result["status"] for result in results)
+    seconds = [r["time_seconds"] for r in results if r["time_seconds"] is not None]
+    return {
+        "n_runs": len(results),
+        "successful_runs": counts["finished"],
+        "diverged_runs": counts["diverged"],
+        "failed_runs": counts["failed"],
+        "val_loss": _spread(finals(results).values())
+        | {"best": min(finals(results, "best_val_loss").values(), default=None)},
+        "time": {
+            "mean": statistics.fmean(seconds) if seconds else None,
+            "std": statistics.stdev(seconds) if len(seconds) > 1 else None,
+            "total": sum(seconds) if seconds else None,
+        },
+    }
+
+
+def finals(results: Results, metric: str = "final_val_loss") -> dict[int, float]:
+    """{seed: value} of the finished runs among the contents of result.json files."""
+    return {r["seed"]: r[metric] for r in results if r["status"] == "finished" and r.get(metric) is not None}
+
+
+def _spread(values: Iterable[float]) -> dict[str, Any]:
     """Statistics of a final value over the finished seeds; `ci_95` is the Student-t interval of the mean."""
-    values = list(finals)
+    values = list(values)
     if not values:
         return {}
     interval = mean_interval(values)
