@@ -4,7 +4,6 @@ They have the form of our own (records.py), so that they are read, compared and 
 `imported_from` instead of a fingerprint, so no plan takes them for its own. logs.py reads the files.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -88,14 +87,14 @@ def import_logs(paths: Sequence[Path], outputs: Path, name: str = "", loss: str 
     if not groups:
         first = "; ".join(f"{s.source}: {s.reason}" for s in skipped[:3]) or f"no file of a known kind: {SUFFIXES}"
         raise ValueError(f"{', '.join(map(str, paths))}: nothing imported ({first})")
+    groups = groups if name else by_length(groups)
+    places = [records.experiment_folder(outputs, STUDY, *key) for key in groups]  # before anything is written
     experiments, notes = {}, list[str]()
-    with contextlib.ExitStack() as held:
-        for (stage, variant), runs in (groups if name else by_length(groups)).items():
-            folder = records.experiment_folder(outputs, STUDY, stage, variant)
-            held.enter_context(records.exclusive(folder.parent / f".{folder.name}"))
+    with records.exclusive(outputs / STUDY):
+        for folder, runs in zip(places, groups.values(), strict=True):
             kept, said = without_copies(runs)
             experiments[folder] = results = write(folder, kept, loss)
-            notes += [f"{stage}/{variant}: {note}" for note in said + remarks(results)]
+            notes += [f"{folder.parent.name}/{folder.name}: {note}" for note in said + remarks(results)]
         records.sync_all()  # once: thousands of files, each on its own, are minutes on a busy disk
         for folder, results in experiments.items():
             records.write_json(folder / "summary.json", summary(folder, results))

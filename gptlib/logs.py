@@ -136,9 +136,10 @@ def _entry(line: str, loss: str) -> dict[str, Any] | None:
         if part["pairs"]:
             pairs = dict(pair.split(":", 1) for pair in part["pairs"].split())
             values = {"val_loss": pairs.get(loss), "train_loss": pairs.get("train_loss")}
-            times = {"train_time_ms": pairs.get("train_time"), "step_avg_ms": pairs.get("step_avg")}
+            times = {"train_time_ms": _milliseconds(pairs.get("train_time"))}
+            times["step_avg_ms"] = _milliseconds(pairs.get("step_avg"))
             entry = {"step": int(part["step"]), "planned": int(part["planned"])}
-            return entry | _numbers(values) | {key: ms for key, time in times.items() if (ms := _milliseconds(time))}
+            return entry | _numbers(values) | _numbers(times)
         if part["eval"]:
             return {"step": int(part["eval"])} | _numbers({"train_loss": part["train"], "val_loss": part["val"]})
         if part["iter"]:
@@ -157,7 +158,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 def _milliseconds(text: str | None) -> float | None:
     """`79532ms` or `503.169s`; None where it is missing or nan (before the first step there is no mean)."""
     value = float(text.removesuffix("ms").removesuffix("s")) if text else math.nan
-    return None if not math.isfinite(value) else value if text and text.endswith("ms") else round(1000 * value, 6)
+    if text is None or not math.isfinite(value):
+        return None
+    return value if text.endswith("ms") else round(1000 * value, 6)
 
 
 def _split(entries: Iterable[dict[str, Any]]) -> list[Trial]:
@@ -225,7 +228,10 @@ def parse_json(text: str, loss: str = "val_loss") -> list[Trial]:
         raise ValueError(NOTHING)
     rows = [row for value in content.values() for row in _history(value)]
     config = content["config"] if isinstance(content.get("config"), dict) else {}
-    said = {"name": config.get("experiment_name", content.get("experiment_name")), "seed": config.get("seed")}
+    said = {
+        "experiment_name": config.get("experiment_name", content.get("experiment_name")),
+        "seed": config.get("seed"),
+    }
     said = {key: value for key, value in said.items() if value is not None}
     if rows and isinstance(content.get("duration_seconds"), int | float):
         rows[-1] = {"duration_seconds": content["duration_seconds"]} | rows[-1]

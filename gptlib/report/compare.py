@@ -28,11 +28,15 @@ class Arm:
 def read_arms(folders: Sequence[Path], step: int | None = None) -> list[Arm]:
     """The records in `folders`, judged at `step` if given; named as short as they can be told apart.
 
-    Raises RecordError for a folder without a finished record, or a run without an evaluation at `step`.
+    Raises RecordError for a folder without a finished record or given twice, and a run without evaluation at `step`.
     """
     places = [folder.resolve() for folder in folders]
-    short = [place.name for place in places]
-    names = [p.name if short.count(p.name) == 1 else f"{p.parent.name}/{p.name}" for p in places]
+    if twice := [str(place) for place in places if places.count(place) > 1]:
+        raise records.RecordError(f"{twice[0]}: given twice; compare different experiments")
+    names, depth = [place.name for place in places], 1
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(place.parts[-depth:]) for place in places]
     return [_read_arm(place, name, step) for place, name in zip(places, names, strict=True)]
 
 

@@ -17,7 +17,7 @@ def study_results(outputs: Path, study: str, stage: str = "full") -> dict[str, A
     experiments, environment, commit = [], dict[str, Any](), None
     for path in sorted((outputs / study / stage).glob("[!.]*/summary.json")):
         summary = read_json(path)
-        if path.parent.name != summary["variant"]:  # moved aside
+        if path.parent.name != summary["variant"] or "imported" in summary:  # moved aside, or of others
             continue
         finals = {
             str(result["seed"]): result["final_val_loss"]
