@@ -252,7 +252,11 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
     if staged := staged_verdict(variant.plan):
         known = no_comparison(staged["test"], len(old), len(new), staged["alpha"], 0.0)
-        return dataclasses.replace(known, **staged)
+        whole = len(old) == len(baseline.results) and len(new) == len(variant.results)
+        means = (statistics.fmean(old.values()), statistics.fmean(new.values())) if whole else None
+        difference = staged.get("difference", means[1] - means[0] if means else None)
+        percent = 100 * difference / means[0] if means and difference is not None else None
+        return dataclasses.replace(known, **staged | {"difference": difference, "percent": percent})
     lost, lost_baseline = (
         {r["seed"]: math.inf for r in e.results if r["status"] == "diverged"} for e in (variant, baseline)
     )
