@@ -1,7 +1,7 @@
 """What 90_analysis needs beyond one comparison: several sizes, 2x2 designs, stages, repeats, and findings in words."""
 
 from collections.abc import Iterable, Sequence
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -64,6 +64,21 @@ def stages(parameters: RunParameters) -> Markdown:
     decided = decision(Path(parameters.outputs), parameters.study)
     if decided is None:
         return Markdown("This study has no stages: every ablation was run at full length with every seed.")
+    _show_stages(decided)
+    lines = [f"**{sentence(decided['verdict'])}.**"]
+    for claim in decided["claims"]:
+        interval = "" if claim["low"] is None else (
+            f" Difference {claim['difference']:+.4f} [{claim['low']:+.4f}, {claim['high']:+.4f}], the interval at the "
+            "level of the last boundary."
+        )  # fmt: skip
+        lines.append(f"- **{claim['variant']}**: {claim['reason']}.{interval}")
+    for arm in decided["target"] or ():
+        lines.append(f"- {arm['variant']} against the target {arm['target']:g}: {arm['reason']}.")
+    return Markdown("\n".join(lines))
+
+
+def _show_stages(decided: dict[str, Any]) -> None:
+    """A row for every variant of every stage, and a line for every variant through the stages."""
     rows = [
         {
             "stage": f"{entry['stage']} ({entry['role']})" + (f", look {entry['look']}" if "look" in entry else ""),
@@ -76,21 +91,13 @@ def stages(parameters: RunParameters) -> Markdown:
         for entry in decided["stages"]
         for arm in entry["arms"]
     ]
+    if not rows:
+        return
     display(pd.DataFrame(rows).set_index(["stage", "variant"]))
     ranks = pd.DataFrame([{**row, "stage": row["stage"][0]} for row in rows]).dropna()
     ranks = ranks.drop_duplicates(["stage", "variant"], keep="last")[["stage", "variant", "difference"]]
     if ranks["stage"].nunique() > 1:
         show(science_plots.stage_ranks(ranks), "Difference to the stage's own baseline; a line joins one variant.")
-    lines = [f"**{sentence(decided['verdict'])}.**"]
-    for claim in decided["claims"]:
-        interval = "" if claim["low"] is None else (
-            f" Difference {claim['difference']:+.4f} [{claim['low']:+.4f}, {claim['high']:+.4f}], the interval at the "
-            "level of the last boundary."
-        )  # fmt: skip
-        lines.append(f"- **{claim['variant']}**: {claim['reason']}.{interval}")
-    for arm in decided["target"] or ():
-        lines.append(f"- {arm['variant']} against the target {arm['target']:g}: {arm['reason']}.")
-    return Markdown("\n".join(lines))
 
 
 def repeated(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
@@ -107,12 +114,18 @@ def repeated(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.Da
     return pd.DataFrame(rows, columns=["stage", "variant", "difference", "p_value"])
 
 
-def share_below(p_values: Sequence[float], alpha: float = 0.05) -> str:
-    """How many p-values lie below alpha, beside the 95 % band of as many where nothing differs (binomial)."""
+def share_below(p_values: Sequence[float | None], alpha: float = 0.05) -> str:
+    """How many p-values lie below alpha, beside the 95 % band of as many where nothing differs (binomial).
+
+    Comparisons that could not be tested (None or nan) are not counted.
+    """
     from scipy import stats
 
+    p_values = [p for p in p_values if p is not None and not isnan(p)]
+    if not p_values:
+        return "No comparison could be tested."
     low, high = stats.binom.interval(0.95, len(p_values), alpha)
-    count = sum(p < alpha for p in p_values)
+    count = sum(p < alpha for p in p_values if p is not None)
     inside, percent = "inside" if low <= count <= high else "OUTSIDE", 100 * count / len(p_values)
     band = f"{inside} the 95 % band of {low:.0f} to {high:.0f} that holds where nothing differs"
     return f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({percent:.1f} %), {band}."

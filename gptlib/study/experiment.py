@@ -254,9 +254,11 @@ def judge(baseline: Experiment, variant: Experiment, analysis: Analysis) -> Comp
     if staged := staged_verdict(variant.plan):
         old, new = baseline.finals(analysis.metric), variant.finals(analysis.metric)
         known = no_comparison(staged["test"], len(old), len(new), staged["alpha"], 0.0)
-        change = staged.get("difference")
-        percent = None if change is None else 100 * change / abs(statistics.fmean(old.values()))
-        return dataclasses.replace(known, **staged, percent=percent)
+        whole = len(old) == len(baseline.results) and len(new) == len(variant.results)
+        means = (statistics.fmean(old.values()), statistics.fmean(new.values())) if whole else None
+        difference = staged.get("difference", means[1] - means[0] if means else None)
+        percent = 100 * difference / means[0] if means and difference is not None else None
+        return dataclasses.replace(known, **staged | {"difference": difference, "percent": percent})
     return judge_results(baseline.results, variant.results, analysis)
 
 

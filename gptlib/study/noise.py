@@ -22,10 +22,10 @@ def note_noise(outputs: Path, plans: Iterable[Plan]) -> None:
     for plan in plans:
         if plan.is_complete():
             groups.setdefault((plan.stage, (plan.baseline() if plan.arms else plan).fingerprint), []).append(plan)
-    known = [{key: row[key] for key in ("fingerprint", "study", "runs")} for row in records.read_jsonl(ledger)]
+    known = [_identity(row) for row in records.read_jsonl(ledger)]
     for (stage, fingerprint), group in groups.items():
         row = _row(group, stage, fingerprint)
-        if row and {key: row[key] for key in ("fingerprint", "study", "runs")} not in known:
+        if row and _identity(row) not in known:
             records.append_jsonl(ledger, row)
 
 
@@ -38,7 +38,13 @@ def known_noise(outputs: Path, like: str = "") -> Noise:
     return pooled_noise(rows)
 
 
+def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("study", "stage", "fingerprint", "runs"))
+
+
 def _row(plans: list[Plan], stage: str, fingerprint: str) -> dict[str, Any] | None:
+    if all(plan.arms for plan in plans):  # of a repeat only the variants are steps of the study
+        plans = [baseline for baseline in [plans[0].baseline()] if baseline.is_complete()] + plans
     arms = [Experiment(plan).finals() for plan in plans]
     spread = [values for values in arms if len(values) > 1]
     df = sum(len(values) - 1 for values in spread)

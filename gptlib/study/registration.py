@@ -7,7 +7,7 @@ calls itself confirmatory. decision.json is written by the staged runner alone.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from gptlib.study.plan import Plan
 from gptlib.study.studies import Study
 
 ROLES = {"A": "screen", "B": "check", "C": "race"}
+# What the study's money is and what a run costs: it decides whether a stage starts, never what is claimed.
+MONEY = ("budget_dollars", "reserve_dollars", "minutes_per_run", "dollars_per_run")
 
 
 def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[str]:
@@ -33,19 +35,15 @@ def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     first: dict[str, Any] = records.read_json(path) if path.exists() else {}
     if first and any(first["study"][key] != content["study"][key] for key in ("base", "overrides")):
-        records.move_aside(path)
+        for old in (path, folder / "decision.json"):
+            if old.exists():
+                records.move_aside(old)
         first = {}
     if not first or not any(folder.glob("*/*/runs/*/result.json")):
         stamp = {"sha256": seal, "registered": records.utc_now(), "git": records.git_info(), "deviations": []}
         records.write_json(path, stamp | content)
         return []
-    old, new = _flat(first), _flat(content)
-    found = [
-        f"{key}: registered {old.get(key)}, now {new.get(key)}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]
-    deviations = list(dict.fromkeys([*first["deviations"], *found]))
+    deviations = list(dict.fromkeys([*first["deviations"], *_deviations(first, content)]))
     records.write_json(path, first | {"deviations": deviations})
     return deviations
 
@@ -85,5 +83,16 @@ def staged_verdict(plan: Plan) -> dict[str, Any] | None:
     return fields | {"verdict": "undecided", "reason": f"{said}; see decision.json"}
 
 
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    return flatten({key: content[key] for key in ("study", "ablations")})
+def _deviations(first: dict[str, Any], content: dict[str, Any]) -> Iterator[str]:
+    """What was sealed and what is asked for now, a line for each that differs; a whole ablation is one line."""
+    common = set(first["ablations"]) & set(content["ablations"])
+    for name in {**first["ablations"], **content["ablations"]}:
+        if name not in common:
+            yield f"ablations.{name}: {'added' if name in content['ablations'] else 'left out'}"
+    old, new = (
+        flatten({"study": values["study"], "ablations": {name: values["ablations"][name] for name in common}})
+        for values in (first, content)
+    )
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key) and key.split(".")[-1] not in MONEY:
+            yield f"{key}: registered {old.get(key)}, now {new.get(key)}"

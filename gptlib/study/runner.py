@@ -14,13 +14,17 @@ from typing import Any, Literal
 
 from gptlib import records
 from gptlib.config import ConfigError, fingerprint, params_file, project_root
+from gptlib.study.budget import stage_costs
 from gptlib.study.hypothesis import Ablation, combine, load_ablation
 from gptlib.study.noise import note_noise
 from gptlib.study.plan import plan_experiment
+from gptlib.study.prices import load_prices
 from gptlib.study.registration import register
 from gptlib.study.staged import run_stages
 from gptlib.study.steps import Notebooks, Place, Step, progress
 from gptlib.study.studies import Study, load_study
+
+SAID = ("registration", "decision")  # what the report also speaks of
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class _Run:
         ]
         for place in self.places:
             _ = place.config  # every base is there and valid before anything runs
+        if study.stages:
+            stage_costs(study, load_prices())  # and so is every arm of every stage, and its device
         print(f"study {study.name}: {study.question}", flush=True)
 
     # ---- the steps
@@ -115,8 +121,10 @@ class _Run:
             ladder=ladder, repeats=repeats, missing=missing,
         )  # fmt: skip
         ends = [records.read_json(p.folder / "summary.json")["end_time"] for done in plans.values() for p in done]
+        said = [records.read_json(path) for name in SAID if (path := self.folder / f"{name}.json").exists()]
+        said = [{key: value for key, value in one.items() if key not in ("written", "git")} for one in said]
         notebook = _notebook("90_analysis")
-        key = fingerprint([parameters, ends, _digest(notebook)])
+        key = fingerprint([parameters, ends, said, _digest(notebook)])
         return Step("analysis", notebook, parameters, self.folder / "analysis.ipynb", key=key)
 
     # ---- running them
@@ -127,20 +135,20 @@ class _Run:
         data = [self.data_step(place) for place in self.places]
         self.notebooks.execute(data)
         if self.study.stages:
-            main, steps = run_stages(self)
+            main, steps = run_stages(self)  # no place before the first stage has its runs, so nothing to report on
         else:
             main, steps = self.places[0], self._all_at_once()
-        names = [
-            name
-            for name, a in self.ablations.items()
-            if a.variant in {s.plan.variant for s in steps[main.stage] if s.plan}
-        ]
-        analysis = self.analysis_step(main, steps, names)
-        self.notebooks.execute([analysis])
+        analysis = [self.analysis_step(main, steps, self._reported(main, steps))] if main else []
+        self.notebooks.execute(analysis)
         note_noise(self.outputs, [step.plan for stage in steps.values() for step in stage if step.plan])
         print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
-        copies = [step.copy for step in (*data, *(step for stage in steps.values() for step in stage), analysis)]
+        copies = [step.copy for step in (*data, *(step for stage in steps.values() for step in stage), *analysis)]
         return Outcome(self.folder, [copy for copy in copies if copy.exists()], self.notebooks.failures)
+
+    def _reported(self, main: Place, steps: dict[str, list[Step]]) -> list[str]:
+        """The ablations with all seeds of `main`: not what left a race before, whose other runs nobody asked for."""
+        whole = {step.plan.variant for step in steps[main.stage] if step.plan and list(step.plan.seeds) == main.seeds}
+        return [name for name, ablation in self.ablations.items() if ablation.variant in whole]
 
     def _all_at_once(self) -> dict[str, list[Step]]:
         asked = [None, *self.ablations.values(), *(combine(a, b) for (_, a), (_, b) in self.pairs)]

@@ -2,28 +2,32 @@
 
 The decisions are those of gptlib/stats/staging.py, which the planner simulates too. Running a study again repeats them
 on the same records. A stage does not start where its worst case exceeds what is left of the budget; its first run is a
-canary, whose failure stops the rest; the race refuses a checkout with uncommitted changes.
+canary, whose failure stops the rest; no run of the race is made in a checkout with uncommitted changes.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from gptlib import records
-from gptlib.stats.staging import Rule, boundaries, check, look, pivot, race_interval, screen
+from gptlib.stats.staging import Look, Rule, boundaries, check, look, pivot, race_interval, screen
 from gptlib.stats.target import one_sample
 from gptlib.study.budget import Budget, BudgetError, stage_costs
 from gptlib.study.experiment import Experiment, execute, judge, summarise
 from gptlib.study.hypothesis import Ablation
+from gptlib.study.plan import Plan
 from gptlib.study.prices import load_prices, past_runs
-from gptlib.study.registration import ROLES
+from gptlib.study.registration import ROLES, decision
 from gptlib.study.reuse import reuse_runs
 from gptlib.study.steps import Notebooks, Place, Step, progress
 from gptlib.study.studies import StageName, Study
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class StageStopped(ValueError):
@@ -43,10 +47,11 @@ class Conductor(Protocol):
     def planned(self, place: Place, asked: Sequence[Ablation | None]) -> list[Step]: ...
 
 
-def run_stages(run: Conductor) -> tuple[Place, dict[str, list[Step]]]:
+def run_stages(run: Conductor) -> tuple[Place | None, dict[str, list[Step]]]:
     """Run screen, check and race as far as they go.
 
-    Returns the place whose experiments the report is about (the last stage that was judged) and the steps by stage.
+    Returns the place whose experiments the report is about (the last stage or look of the race whose runs are all
+    there, None before the first) and the steps by stage.
     """
     return _Stages(run).all()
 
@@ -58,19 +63,20 @@ class _Stages:
         self.by_name = {ablation.variant: ablation for ablation in run.ablations.values()}
         self.steps: dict[str, list[Step]] = {}
         self.judged: list[dict[str, Any]] = []
-        self.place = self._place("C")
-        self.pivoted = 0.0  # dollars of the reserve that pivots were allowed
+        self.place: Place | None = None
+        self.pivoted = 0.0  # dollars that pivots have cost
 
     # ---- the three stages
 
-    def all(self) -> tuple[Place, dict[str, list[Step]]]:
+    def all(self) -> tuple[Place | None, dict[str, list[Step]]]:
         verdict, claims = "", list[dict[str, Any]]()
         try:
             promoted = self._check(*self._screen())
             if promoted:
                 verdict, claims = self._race(promoted)
             else:
-                verdict = "no candidate: no variant beat the baseline in the check, so nothing was raced"
+                last = self.judged[-1]["role"]
+                verdict = f"no candidate: no variant was good enough in the {last}, so nothing was raced"
         except StageStopped as stop:
             self.run.notebooks.failures.append(str(stop))
             verdict = f"not finished: {stop}"
@@ -85,7 +91,7 @@ class _Stages:
         if self.staging.A is None:
             return names, []
         losses = self._losses("A", names, self.staging.A.seeds)
-        found = screen(losses, self.rule)
+        found = _decide("A", screen, losses, self.rule)
         reasons = []
         for kept, rank, excess in zip(found.kept, found.rank, found.excess, strict=True):
             place = f"rank {rank + 1} of {len(names)}"
@@ -112,7 +118,8 @@ class _Stages:
                 continue
             checked += candidates
             losses = self._losses("B", checked, self.staging.B.seeds, pivot=bool(turn))
-            found = check(losses, np.isin(checked, candidates), self.rule)
+            self.pivoted += self._price("B", candidates) * len(candidates) * len(self.staging.B.seeds) if turn else 0.0
+            found = _decide("B", check, losses, np.isin(checked, candidates), self.rule)
             self._judge("B", checked, losses, found, self._check_reasons(checked, candidates, losses, found))
             if found.any():
                 return [name for name, promoted in zip(checked, found, strict=True) if promoted]
@@ -136,56 +143,51 @@ class _Stages:
                 reasons.append("dropped: more than one standard error behind the best, or no place left in the race")
         return reasons
 
-    def _race(self, racing: list[str]) -> tuple[str, list[dict[str, Any]]]:
+    def _race(self, entered: list[str]) -> tuple[str, list[dict[str, Any]]]:
         """The verdict in words, and what is said of each variant that raced."""
-        if records.git_info()["dirty"]:
-            raise StageStopped("stage C: the checkout has changes that no commit holds; commit them, then run again")
-        entered = list(racing)
         limits = boundaries(self.rule.alpha, self.rule.looks, len(entered))
-        ended: dict[str, dict[str, Any]] = {}
-        made: dict[str, np.ndarray] = {}
+        losses = np.full((1 + len(entered), self.rule.looks[-1]), np.nan)  # one that has left lends the runs it made
+        claims: dict[str, dict[str, Any]] = {}  # of those that have left the race
         for number, (seeds, limit) in enumerate(zip(self.rule.looks, limits, strict=True), 1):
-            names = [name for name in entered if name not in ended]
-            losses = np.full((1 + len(entered), seeds), np.nan)  # one that has left lends the runs that it made
-            own = [0, *(1 + entered.index(name) for name in names)]
-            losses[own] = self._losses("C", names, self.staging.C.seeds[:seeds])
-            for name in ended:
-                losses[1 + entered.index(name), : len(made[name])] = made[name]
-            going = np.isin(entered, names)
-            found = look(losses, going, limit, self.rule)
-            difference, low, high = race_interval(losses, going, limits[-1])
+            going = np.array([name not in claims for name in entered])
+            racing = [name for name in entered if name not in claims]
+            rows = np.flatnonzero([True, *going])
+            losses[rows, :seeds] = self._losses("C", racing, self.staging.C.seeds[:seeds])
+            seen = losses[:, :seeds]
+            found = _decide("C", look, seen, going, limit, self.rule)
+            numbers = dict(zip(("difference", "low", "high"), race_interval(seen, going, limits[-1]), strict=True))
+            over = number == len(limits) or bool(found.claimed.any())
+            at = f"at look {number} of {len(limits)} ({seeds} seeds)"
             reasons = []
-            for name in names:
-                i = entered.index(name)
-                made[name] = losses[i + 1]
-                p, at = float(found.p[i]), f"look {number} of {len(limits)} ({seeds} seeds)"
-                last = number == len(limits) or found.claimed.any()
-                numbers = {"difference": difference[i], "low": low[i], "high": high[i], "p_value": p}
-                reason = f"p = {p:.3g} at {at}, boundary {limit:.3g}"
-                if found.claimed[i]:
-                    verdict, reason = "better", f"better: {reason}"
-                elif not np.isfinite(losses[i + 1]).all():
-                    verdict, reason = "undecided", f"undecided: a run diverged at {at}, so it leaves the race"
-                    numbers = dict.fromkeys(numbers)
-                elif last or not found.racing[i]:
-                    why = "the race is over" if last else f"above {self.rule.futility:g}, so it leaves the race"
-                    verdict, reason = "undecided", f"undecided: {reason}; {why}"
-                else:
-                    reasons.append(f"goes on: {reason}")
-                    continue
-                reasons.append(reason)
-                shown = {key: None if value is None else float(value) for key, value in numbers.items()}
-                ended[name] = {"variant": name, "verdict": verdict, "reason": reason, "seeds": seeds, **shown}
-            on = (found.racing | found.claimed)[np.array(own[1:]) - 1]
-            self._judge("C", names, losses[own], on, reasons, look=number)
-            if len(ended) == len(entered):
+            for i in np.flatnonzero(going):
+                verdict, why = self._verdict(found, i, bool(np.isfinite(seen[i + 1]).all()), over)
+                reasons.append(f"{verdict or 'goes on'}: p = {found.p[i]:.3g} {at}, boundary {limit:.3g}{why}")
+                if verdict:
+                    values = {"p_value": float(found.p[i])} | {key: float(row[i]) for key, row in numbers.items()}
+                    shown = values if np.isfinite(values["difference"]) else dict.fromkeys(values)
+                    claim = {"variant": entered[i], "verdict": verdict, "reason": reasons[-1], "seeds": seeds}
+                    claims[entered[i]] = claim | shown
+            on = (found.racing | found.claimed)[going]
+            self._judge("C", racing, losses[rows, :seeds], on, reasons, look=number)
+            if len(claims) == len(entered):
                 break
-        claims = [ended[name] for name in entered]
-        self._write("", claims)
+        said = [claims[name] for name in entered]
+        better = [claim["variant"] for claim in said if claim["verdict"] == "better"]
+        what = f"{' and '.join(better)} better than the baseline" if better else "no claim"
+        verdict = f"{what}, at a chance of {self.rule.alpha:g} for any false claim"
+        self._write(verdict, said)
         self._summarise(entered)
-        better = [claim["variant"] for claim in claims if claim["verdict"] == "better"]
-        chance = f"at a chance of {self.rule.alpha:g} for any false claim"
-        return f"{' and '.join(better)} better than the baseline, {chance}" if better else f"no claim, {chance}", claims
+        return verdict, said
+
+    def _verdict(self, found: Look, i: int, whole: bool, over: bool) -> tuple[str, str]:
+        """Verdict on variant `i` at a look, empty where it goes on, and why; `whole`: none of its runs diverged."""
+        if found.claimed[i]:
+            return "better", ""
+        if not whole:
+            return "undecided", "; a run diverged, so it leaves the race"
+        if found.p[i] > self.rule.futility:
+            return "undecided", f"; above {self.rule.futility:g}, so it leaves the race"
+        return ("undecided", "; the race is over") if over else ("", "")
 
     # ---- running a stage
 
@@ -197,58 +199,60 @@ class _Stages:
     def _losses(self, name: StageName, variants: list[str], seeds: Sequence[int], pivot: bool = False) -> np.ndarray:
         """Final losses `(1 + variants, seeds)`, the baseline first, nan where a run diverged. Raises StageStopped."""
         place = self._place(name, seeds)
-        baseline, *others = self.run.planned(place, [None, *(self.by_name[variant] for variant in variants)])
-        steps = [baseline, *others]
-        known = {step.name: step for step in self.steps.get(name, [])}
-        self.steps[name] = list((known | {step.name: step for step in steps}).values())
+        steps = self.run.planned(place, [None, *(self.by_name[variant] for variant in variants)])
         if len(steps) <= len(variants):
             raise StageStopped(f"stage {name}: an experiment of it cannot be made; see the lines above")
-        assert baseline.plan is not None, "the step of an experiment has a plan"
+        plans = [step.plan for step in steps if step.plan]
         if self.staging.reuse_baseline:
-            for seed, origin in reuse_runs(baseline.plan).items():
+            for seed, origin in reuse_runs(self._to_the_end(plans[0])).items():
                 print(f"stage {name}: the baseline's run of seed {seed} is that of {origin}", flush=True)
-        pending = [step for step in steps if not step.is_done()]
-        runs = sum(len(step.plan.pending()) for step in steps if step.plan)
-        if runs:
-            self._pay(name, runs, len(steps), len(seeds), pivot)
-            self._canary(name, baseline)
+        to_run = any(plan.pending() for plan in plans)
+        if to_run:
+            self._allow(name, variants, plans, pivot)
+        known = {step.name: step for step in self.steps.get(name, [])} | {step.name: step for step in steps}
+        self.steps[name] = list(known.values())
+        if to_run:
+            _canary(name, plans[0])
+        pending = [step for step in steps if not self._is_made(step)]
         with progress(pending):
-            self.run.notebooks.execute([step for step in pending if step is baseline])
-            self.run.notebooks.execute([step for step in pending if step is not baseline])
-        if unfinished := [step.name for step in steps if not step.is_done()]:
+            self.run.notebooks.execute([step for step in pending if step is steps[0]])
+            self.run.notebooks.execute([step for step in pending if step is not steps[0]])
+        if unfinished := [step.name for step in steps if not self._is_made(step)]:
             raise StageStopped(f"stage {name}: {', '.join(unfinished)} did not finish; run again to go on")
         self.place = place
-        finals = [Experiment(step.plan).finals(self._metric()) for step in steps if step.plan]
+        finals = [Experiment(plan).finals(self._metric()) for plan in plans]
         return np.array([[arm.get(seed, math.nan) for seed in seeds] for arm in finals])
 
-    def _pay(self, name: StageName, runs: int, arms: int, seeds: int, pivot: bool) -> None:
-        """Refuse what the budget does not allow: the runs to do now, in the race those of all looks to come."""
-        if name == "C":
-            runs += arms * (self.rule.looks[-1] - seeds)
-        prices = load_prices()
-        past = past_runs(self.run.outputs, prices)
-        cost = next(cost for cost in stage_costs(self.run.study, prices, past) if cost.name == name)
-        budget = Budget.of(self.run.study, self.run.outputs, prices, self.pivoted)
+    def _to_the_end(self, plan: Plan) -> Plan:
+        """A plan with all seeds that its stage may come to: in the race those of the last look."""
+        whole = self.staging.C.seeds[: self.rule.looks[-1]]
+        return dataclasses.replace(plan, seeds=tuple(whole)) if plan.stage == "C" else plan
+
+    def _is_made(self, step: Step) -> bool:
+        """Whether a step is done; in a race that is run again, at this look or at a later one."""
+        plan = step.plan
+        if step.is_done() or plan is None or plan.stage != "C" or not step.copy.exists():
+            return step.is_done()
+        later = [tuple(self.staging.C.seeds[:seeds]) for seeds in self.rule.looks if seeds > len(plan.seeds)]
+        return any(dataclasses.replace(plan, seeds=seeds).is_complete() for seeds in later)
+
+    def _allow(self, name: StageName, variants: list[str], plans: Sequence[Plan], pivot: bool) -> None:
+        """Refuse what may not start: a race of uncommitted code, and what the budget cannot pay, to the end."""
+        if name == "C" and records.git_info()["dirty"]:
+            raise StageStopped("stage C: the checkout has changes that no commit holds; commit them, then run again")
+        runs = sum(len(self._to_the_end(plan).pending()) for plan in plans)
+        budget = Budget.of(self.run.study, self.run.outputs, load_prices(), self.pivoted)
         try:
-            budget.allow(name, runs * cost.price, pivot)
+            budget.allow(name, runs * self._price(name, variants), pivot)
         except BudgetError as error:
             raise StageStopped(str(error)) from None
-        self.pivoted += runs * cost.price if pivot else 0.0
 
-    def _canary(self, name: StageName, baseline: Step) -> None:
-        """The first run of a stage, alone: the rest is not started where it fails."""
-        plan = baseline.plan
-        assert plan is not None, "the step of an experiment has a plan"
-        if len(plan.pending()) < len(plan.seeds):
-            return
-        print(f"stage {name}: one run first", flush=True)
-        first = execute(dataclasses.replace(plan, seeds=plan.seeds[:1])).results[0]
-        if first["status"] != "finished":
-            run = records.run_folder(plan.folder, 0, plan.seeds[0])
-            said = "diverged" if first["status"] == "diverged" else f"failed ({first.get('error', 'no message')})"
-            raise StageStopped(
-                f"stage {name}: its first run {said}, the rest was not started; see {run / 'stdout.log'}"
-            )
+    def _price(self, name: StageName, variants: Sequence[str]) -> float:
+        """Dollars of a run of the dearest of the baseline and `variants`."""
+        prices = load_prices()
+        costs = stage_costs(self.run.study, prices, past_runs(self.run.outputs, prices))
+        estimates = next(cost.estimates for cost in costs if cost.name == name)
+        return max(estimates[arm].dollars for arm in ("baseline", *variants))
 
     def _metric(self) -> str:
         return next(iter(self.by_name.values())).analysis.metric
@@ -279,7 +283,9 @@ class _Stages:
         entry = {"stage": name, "role": ROLES[name], **({"look": look} if look else {})}
         entry |= {"seeds": losses.shape[1], "baseline_mean": float(base), "arms": arms}
         self.judged.append(entry)
-        self._write("not finished", [])
+        known = decision(self.run.outputs, self.run.study.name)
+        if not known or known["stages"][: len(self.judged)] != self.judged:  # else it was decided before, and alike
+            self._write("not finished", [])
         for arm in arms:
             print(f"stage {name}: {arm['variant']}: {arm['reason']}", flush=True)
 
@@ -293,21 +299,26 @@ class _Stages:
             "verdict": verdict,
             "claims": list(claims),
             "target": self._target(claims),
-            "written": records.utc_now(),
         }
-        records.write_json(self.run.folder / "decision.json", record)
+        known = decision(self.run.outputs, self.run.study.name) or {}
+        if record | {"written": known.get("written")} != known:
+            records.write_json(self.run.folder / "decision.json", record | {"written": records.utc_now()})
 
     def _target(self, claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-        """Whether the mean loss of the arms of the race is at most the target, by a one-sided t test."""
+        """Whether the mean loss of the arms of the race is at most the target, by a one-sided t test.
+
+        An arm may have stopped at any look, so each is tested at alpha / looks (Bonferroni); an arm of which a run
+        diverged is left out, since the losses of the rest are a selection.
+        """
         if self.staging.target is None or not claims:
             return None
-
-        arms = [step.plan for step in self.steps["C"] if step.plan and step.is_done()]
+        arms = [step.plan for step in self.steps["C"] if step.plan and self._is_made(step)]
         losses = {plan.variant: list(Experiment(plan).finals(self._metric()).values()) for plan in arms}
+        alpha = self.rule.alpha / len(self.rule.looks)
         return [
-            {"variant": name, **dataclasses.asdict(one_sample(values, self.staging.target, alpha=self.rule.alpha))}
-            for name, values in losses.items()
-            if len(values) > 1
+            {"variant": plan.variant, **dataclasses.asdict(one_sample(values, self.staging.target, alpha=alpha))}
+            for plan, values in zip(arms, losses.values(), strict=True)
+            if len(values) == len(plan.seeds)
         ]
 
     def _summarise(self, variants: list[str]) -> None:
@@ -317,7 +328,31 @@ class _Stages:
             plan = plans[name]
             assert plan.ablation is not None, "the baseline has no verdict"
             baseline, variant = Experiment(dataclasses.replace(plan.baseline(), seeds=plan.seeds)), Experiment(plan)
-            summarise(variant, judge(baseline, variant, plan.ablation.analysis), baseline)
+            comparison = judge(baseline, variant, plan.ablation.analysis)
+            known = variant.summary()["comparison"] or {}
+            if dataclasses.asdict(comparison) | {"metric": known.get("metric")} != known:
+                summarise(variant, comparison, baseline)
+
+
+def _canary(name: StageName, baseline: Plan) -> None:
+    """The first run of a stage, alone: the rest is not started where it fails or diverges."""
+    first = dataclasses.replace(baseline, seeds=baseline.seeds[:1])
+    if first.pending():
+        print(f"stage {name}: one run first", flush=True)
+        execute(first)
+    ((_, _, run),) = first.runs()
+    result = records.read_json(run / "result.json")
+    if result["status"] != "finished":
+        said = "diverged" if result["status"] == "diverged" else f"failed ({result.get('error') or 'no message'})"
+        raise StageStopped(f"stage {name}: its first run {said}, the rest was not started; see {run / 'stdout.log'}")
+
+
+def _decide(name: StageName, rule: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a rule of stats/staging.py says; where it cannot judge these losses, the stage stops."""
+    try:
+        return rule(*args, **kwargs)
+    except ValueError as error:
+        raise StageStopped(f"stage {name}: {error}") from None
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

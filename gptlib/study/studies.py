@@ -153,6 +153,9 @@ def load_study(name: str | Path, overrides: Overrides = ()) -> Study:
         combine(loaded[a], loaded[b])
     if study.stages and (loose := [name for name in study.ablations if loaded[name].tune or loaded[name].memory_mib]):
         raise ConfigError(f"{path.name}: {', '.join(loose)}: a staged study cannot tune, nor give arms other baselines")
+    metrics = {ablation.analysis.metric for ablation in loaded.values()}
+    if study.stages and len(metrics) > 1:
+        raise ConfigError(f"{path.name}: a staged study compares by one metric, not by {' and '.join(sorted(metrics))}")
     if len(set(variants)) != len(variants):
         raise ConfigError(f"{path.name}: a variant is listed twice: {', '.join(variants)}")
     return study
