@@ -37,6 +37,7 @@ SCHEMA_VERSION = 1
 SHARD_TOKENS = 100_000_000
 SAMPLE_CHARACTERS = 100_000_000  # of training text that a BPE is trained on
 COUNTED_TOKENS = 10_000_000  # of a file of tokens, at a time
+SAMPLE_BLOCKS = 32  # that are read where not all tokens are
 SPLITS = ("train", "val")
 REMEDY = "delete the folder and run again"
 
@@ -284,14 +285,24 @@ class Dataset:
         self.val_nll: np.ndarray | None = np.load(path / "val_nll.npy", allow_pickle=False) if has_nll else None
         self._shards = {split: [read_shard(path / n) for n in manifest["splits"][split]["shards"]] for split in SPLITS}
 
-    def tokens(self, split: str) -> list[np.ndarray]:
-        """One memory-mapped (n,) uint16 array per shard of `split`, "train" or "val"."""
-        return self._shards[split]
+    def tokens(self, split: str, limit: int | None = None) -> list[np.ndarray]:
+        """One memory-mapped (n,) uint16 array per shard of `split`, "train" or "val".
 
-    def documents(self, split: str) -> list[np.ndarray]:
-        """The tokens of every document of `split`, without the eot before it."""
+        Where they have more than `limit` tokens: evenly spread blocks, `limit` tokens in all at most.
+        """
+        shards = self._shards[split]
+        ends = np.cumsum([len(shard) for shard in shards])
+        if limit is None or ends[-1] <= limit:
+            return shards
+        size, total = -(-limit // SAMPLE_BLOCKS), int(ends[-1])
+        starts = np.linspace(0, total - size, limit // size).astype(int)
+        found = [(int(np.searchsorted(ends, start, side="right")), int(start)) for start in starts]
+        return [shards[i][start - ends[i] :][:size] for i, start in found]
+
+    def documents(self, split: str, limit: int | None = None) -> list[np.ndarray]:
+        """The tokens of every document that is whole in the shards or blocks of tokens(), without the eot before it."""
         pieces: list[np.ndarray] = []
-        for tokens in self._shards[split]:
+        for tokens in self.tokens(split, limit):
             starts = np.flatnonzero(tokens == self.eot)
             pieces += [tokens[a + 1 : b] for a, b in itertools.pairwise(starts)]
         return pieces

@@ -25,6 +25,7 @@ LINES = ("-", "--", "-.", ":")
 VERDICT_COLOURS = {"better": "#00704F", "worse": "#B84A00", "equivalent": "#0063A0", "undecided": GREY}
 # loss_curves shows the last two thirds of the run in at least a third of the height: earlier points may be cut.
 EARLY, ZOOM = 1 / 3, 3.0
+READ_TOKENS = 10_000_000  # of a dataset, at most
 
 
 def loss_curves(
@@ -201,11 +202,12 @@ def interaction(names: Sequence[str], losses: Sequence[Mapping[int, float]]) -> 
 
 
 def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
-    """Histogram of the validation documents' lengths in tokens, with the context."""
-    lengths = np.array([len(document) for document in dataset.documents("val")])
-    figure, axes = _axes("Length of the validation documents", (7.6, 3.2), None)
-    wide = max(1.0, lengths.max() / 40, float(np.ptp(lengths)) / max(5, len(lengths) // 8))
-    axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2 * wide, wide).tolist(), color=PALETTE[0])
+    """Histogram of the validation documents' lengths in tokens, with the context; of a sample where there are many."""
+    lengths = np.array([len(document) for document in dataset.documents("val", READ_TOKENS)])
+    figure, axes = _axes(f"Length of the validation documents{_sampled(dataset, 'val')}", (7.6, 3.2), None)
+    if len(lengths):  # tokens from elsewhere may have no document that is whole
+        wide = max(1.0, lengths.max() / 40, float(np.ptp(lengths)) / max(5, len(lengths) // 8))
+        axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2 * wide, wide).tolist(), color=PALETTE[0])
     axes.axvline(seq_len, color=INK, ls="--", label=f"context ({seq_len} tokens)")
     axes.set(xlabel="length (tokens)", ylabel="documents", xlim=(0, None))
     _legend(figure, None)
@@ -213,9 +215,10 @@ def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
 
 
 def token_frequencies(dataset: Dataset) -> Figure:
-    """How often each token occurs in the training text, by rank, both logarithmic, beside Zipf's law."""
-    counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in dataset.tokens("train"))
-    figure, axes = _axes("Token frequencies in the training text", (7.6, 3.2), None)
+    """How often each token occurs in the training text, or a sample of it, by rank, beside Zipf's law; all logarithmic."""
+    pieces = dataset.tokens("train", READ_TOKENS)
+    counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in pieces)
+    figure, axes = _axes(f"Token frequencies in the training text{_sampled(dataset, 'train')}", (7.6, 3.2), None)
     ranked = np.sort(np.asarray(counts))[::-1]
     ranks, ranked = np.arange(1, 1 + np.count_nonzero(ranked)), ranked[ranked > 0]
     axes.loglog(ranks, ranked, color=PALETTE[0], lw=2, label="tokens")
@@ -223,6 +226,12 @@ def token_frequencies(dataset: Dataset) -> Figure:
     axes.set(xlabel="rank", ylabel="occurrences", ylim=(0.7, None))
     _legend(figure, None)
     return figure
+
+
+def _sampled(dataset: Dataset, split: str) -> str:
+    """How much of a split was read, where it was not all."""
+    read, all_ = (sum(map(len, dataset.tokens(split, limit))) for limit in (READ_TOKENS, None))
+    return "" if read == all_ else f" ({read:,} of {all_:,} tokens)"
 
 
 def tokenizer_efficiency(found: Sequence[Efficiency]) -> Figure:
