@@ -215,7 +215,7 @@ def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
 
 
 def token_frequencies(dataset: Dataset) -> Figure:
-    """How often each token occurs in the training text, or a sample of it, by rank, beside Zipf's law; all logarithmic."""
+    """How often each token occurs in the training text, by rank, both logarithmic, beside Zipf's law; of a sample at most."""
     pieces = dataset.tokens("train", READ_TOKENS)
     counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in pieces)
     figure, axes = _axes(f"Token frequencies in the training text{_sampled(dataset, 'train')}", (7.6, 3.2), None)
