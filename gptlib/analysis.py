@@ -10,11 +10,20 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from gptlib.config import ConfigError
-from gptlib.notebook import AnalysisParameters, Answer, RunParameters, ablation_of, headline, sentence, show
+from gptlib.notebook import (
+    AnalysisParameters,
+    Answer,
+    RunParameters,
+    ablation_of,
+    headline,
+    sentence,
+    shared_analysis,
+    show,
+)
 from gptlib.report import science_plots
 from gptlib.stats.compare import Comparison, contrast
 from gptlib.study.experiment import Experiment
-from gptlib.study.hypothesis import combine, load_ablation
+from gptlib.study.hypothesis import METRICS, combine, load_ablation
 from gptlib.study.registration import decision, registration
 
 
@@ -24,6 +33,7 @@ class Interaction(NamedTuple):
     variants: tuple[str, str]
     losses: list[dict[int, float]]
     contrast: Comparison
+    metric: str  # its label
 
 
 def across_sizes(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
@@ -56,7 +66,9 @@ def interaction_of(parameters: RunParameters, names: Sequence[str]) -> Interacti
         raise ConfigError(f"interaction of {a.variant} and {b.variant}: their baselines differ, by tuning or batch")
     arms = [cells[0].baseline, *(cell.variant for cell in cells)]
     losses = [arm.finals(a.analysis.metric) for arm in arms]
-    return Interaction((a.variant, b.variant), losses, contrast(losses, a.analysis.alpha, a.analysis.margin))
+    return Interaction(
+        (a.variant, b.variant), losses, contrast(losses, a.analysis.alpha, a.analysis.margin), a.analysis.label
+    )
 
 
 def stages(parameters: RunParameters) -> Markdown:
@@ -97,7 +109,30 @@ def _show_stages(decided: dict[str, Any]) -> None:
     ranks = pd.DataFrame([{**row, "stage": row["stage"][0]} for row in rows]).dropna()
     ranks = ranks.drop_duplicates(["stage", "variant"], keep="last")[["stage", "variant", "difference"]]
     if ranks["stage"].nunique() > 1:
+<<<<<<< HEAD
         show(science_plots.stage_ranks(ranks), "Difference to the stage's own baseline; a line joins one variant.")
+=======
+        unit = METRICS[decided["metric"]][1]
+        show(
+            science_plots.stage_ranks(ranks, unit=unit),
+            "Difference to the stage's own baseline; a line joins one variant.",
+        )
+    lines = [f"**{sentence(decided['verdict'])}.**"]
+    for claim in decided["claims"]:
+        interval = "" if claim["low"] is None else (
+            f" Difference {claim['difference']:+.4f} [{claim['low']:+.4f}, {claim['high']:+.4f}], the interval at the "
+            "level of the last boundary."
+        )  # fmt: skip
+        lines.append(f"- **{claim['variant']}**: {claim['reason']}.{interval}")
+    for arm in decided["target"] or ():
+        lines.append(f"- {arm['variant']} against the target {arm['target']:g}: {arm['reason']}.")
+    return Markdown("\n".join(lines))
+>>>>>>> a246cf70c3270df942adb48244e43ced089f06f7
+
+
+def label_of(answers: Iterable[Answer]) -> str:
+    """What the answers compare, with its unit."""
+    return shared_analysis(a.variant.plan.ablation for a in answers).label
 
 
 def repeated(parameters: AnalysisParameters, answers: Iterable[Answer]) -> pd.DataFrame:
@@ -150,13 +185,13 @@ def findings(baseline: Experiment, answers: Iterable[Answer]) -> Markdown:
     answers = sorted(answers, key=lambda answer: -abs(answer.comparison.difference or 0.0))
     tuning = {a.variant.plan.variant: a.variant.plan.arms.tuning() for a in answers if a.variant.plan.arms}
     alike = [name for name, how in tuning.items() if how.startswith("tuned alike")]
-    lines = []
+    lines, analysis = [], shared_analysis(a.variant.plan.ablation for a in answers)
     if len(alike) < len(tuning):
         but = f"; {', '.join(alike)} tuned alike" if alike else ""
         lines.append(
             "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
             f"verdict holds at these rates{but}. The baseline's seeds have a standard deviation of "
-            f"{baseline.spread():.4f} nats/token."
+            f"{baseline.spread(analysis.metric):.4f} {analysis.unit}."
         )
     for answer in answers:
         how = tuning.get(answer.variant.plan.variant, "")

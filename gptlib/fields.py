@@ -19,10 +19,11 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     # what they are: gptlib/data/corpora.py
-    corpus: Literal["stories", "text", "tinyshakespeare", "tinystories", "fineweb10B", "fineweb", "fineweb_edu"] = (
-        "stories"
-    )
-    path: str = ""  # text: a file, a folder or a glob; others: a local copy of what is downloaded when this is empty
+    corpus: Literal[
+        "stories", "text", "tokens", "tinyshakespeare", "tinystories", "fineweb10B", "fineweb", "fineweb_edu"
+    ] = "stories"
+    # text, tokens: a file, a folder or a glob; others: a local copy of what is downloaded when this is empty
+    path: str = ""
     documents: int = Field(20_000, ge=1)  # stories: how many to write for training
     val_documents: int = Field(400, ge=1)  # stories: how many to write for validation
     # text, tinystories (for training), fineweb, fineweb_edu: the first so many documents alone; 0: all
@@ -35,7 +36,8 @@ class DataConfig(Section):
     version: Literal["v1", "v2"] = "v2"  # tinystories: v2 is by GPT-4 alone
     # files for training: fineweb10B has 103 of 100 million tokens, fineweb 15 and fineweb_edu 14 of about 2 GB
     shards: int = Field(1, ge=1, le=103)
-    # fineweb10B: predicted validation tokens, from the start of its file; 0: all. The speedrun scores 10,485,760
+    # fineweb10B, tokens: predicted validation tokens, from the start of the (first) file for it; 0: all. The speedrun
+    # scores 10,485,760
     val_tokens: int = Field(0, ge=0)
     tokenizer: Literal["byte", "char", "bpe", "gpt2"] = "bpe"
     vocab_size: int = Field(512, ge=258, le=65_536)  # bpe: size to train, special token included
@@ -59,8 +61,10 @@ class DataConfig(Section):
             raise ValueError(
                 "corpus 'text' needs data.path: a .txt, .jsonl or .parquet file, a folder of them or a glob"
             )
-        if self.corpus == "fineweb10B" and self.tokenizer != "gpt2":
-            raise ValueError("corpus 'fineweb10B' is published as tokens of GPT-2; set data.tokenizer=gpt2")
+        if self.corpus == "tokens" and not self.path:
+            raise ValueError("corpus 'tokens' needs data.path: a folder or a glob of .npy and .bin files of token ids")
+        if self.corpus in ("fineweb10B", "tokens") and self.tokenizer != "gpt2":
+            raise ValueError(f"corpus '{self.corpus}' has the tokens of GPT-2; set data.tokenizer=gpt2")
         return self
 
 

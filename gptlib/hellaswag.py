@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from gptlib.config import project_root
 from gptlib.data.loader import NOT_SCORED, Batch
 from gptlib.data.shards import sha256_file
 from gptlib.data.tokenizers import GPT2_SIZE, Tokenizer
 from gptlib.fields import EvalConfig
-from gptlib.records import write_text
+from gptlib.records import hellaswag_path, write_text
 
 MAGIC, VERSION, START = 20240522, 1, 65_535
 HEADER_BYTES = 1024
@@ -74,7 +73,7 @@ def open_questions(config: EvalConfig, tokenizer: Tokenizer, seq_len: int) -> Qu
     Raises ValueError, one line: the file is missing or not what it should be, another tokenizer than the .bin's, an
     ending that does not fit.
     """
-    path = _path(config)
+    path = hellaswag_path(config)
     if path.suffix == ".bin" and tokenizer.kind != "gpt2":
         raise ValueError(
             f"eval.hellaswag={path.name} has the tokens of GPT-2, this model those of {tokenizer_name(tokenizer)}; "
@@ -92,12 +91,6 @@ def open_questions(config: EvalConfig, tokenizer: Tokenizer, seq_len: int) -> Qu
                 f"model.seq_len={seq_len}; use a longer context or a tokenizer with longer tokens"
             )
     return replace(found, file=path.name, hash=sha256_file(path)[:16])
-
-
-def _path(config: EvalConfig) -> Path:
-    if config.hellaswag == "tiny":
-        return project_root() / "params" / "data" / "hellaswag_tiny.jsonl"
-    return project_root() / Path(config.hellaswag).expanduser()  # an absolute path stays what it is
 
 
 # --- text -------------------------------------------------------------------------------------------------------

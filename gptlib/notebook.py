@@ -8,7 +8,7 @@ import ast
 import atexit
 import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -267,7 +267,7 @@ def declaration(parameters: AblationParameters) -> Markdown:
         else "**Not tuned:** both arms keep the settings of the base.",
         f"**Expected.** {a.expect.text()}.",
         f"**Analysis.** {a.analysis.test} t-test on `{a.analysis.metric}`, two-sided alpha {a.analysis.alpha:g}, "
-        f"smallest difference that matters {a.analysis.margin:g} nats/token, seeds {a.seeds}.",
+        f"smallest difference that matters {a.analysis.margin:g} {a.analysis.unit}, seeds {a.seeds}.",
     ]
     return Markdown("\n\n".join(rows + ([f"**Source.** {a.source}"] if a.source else [])))
 
@@ -301,10 +301,11 @@ def run_cost(plan: Plan) -> float:
 
 def tuning(plan: Plan) -> None:
     """The losses of both grids as a table and a picture, where there are any."""
-    if plan.arms and plan.arms.grid:
-        display(tables.tuning_table(plan.arms.grid))
+    if plan.arms and plan.arms.grid and plan.ablation:
+        label = plan.ablation.analysis.label
+        display(tables.tuning_table(plan.arms.grid, label))
         display(tables.difference_table(plan.difference))
-        show(plots.tuning(plan.arms), f"Mean final loss over the tuning's own seeds; {plan.arms.tuning()}.")
+        show(plots.tuning(plan.arms, label), f"Mean over the tuning's own seeds; {plan.arms.tuning()}.")
 
 
 def verdict(answer: Answer) -> Markdown:
@@ -337,13 +338,14 @@ def headline(answer: Answer) -> str:
     return f"**{answer.variant.plan.variant}: {answer.comparison.verdict}{f' (confounded: {also})' if also else ''}.**"
 
 
-def detectable(experiment: Experiment, alpha: float = 0.05) -> str:
+def detectable(experiment: Experiment, analysis: Analysis | None = None) -> str:
     """What a comparison of two arms with this experiment's seeds and noise can be expected to show."""
-    seeds, noise = len(experiment.finals()), experiment.spread()
+    analysis = analysis or Analysis()
+    seeds, noise = len(experiment.finals(analysis.metric)), experiment.spread(analysis.metric)
     if seeds < 2:
         return "one seed shows no noise, so no comparison can be made: give at least two"
-    effect = minimum_detectable_effect(noise, seeds, alpha)
-    return f"{effect:.3f} nats/token with {seeds} seeds an arm (standard deviation over seeds: {noise:.4f})"
+    effect = minimum_detectable_effect(noise, seeds, analysis.alpha)
+    return f"{effect:.3f} {analysis.unit} with {seeds} seeds an arm (standard deviation over seeds: {noise:.4f})"
 
 
 def power_table(experiment: Experiment, alpha: float = 0.05) -> pd.DataFrame:
@@ -364,10 +366,17 @@ def joined(*experiments: Experiment) -> pd.DataFrame:
     return pd.concat([experiment.metrics() for experiment in experiments], ignore_index=True)
 
 
+def shared_analysis(ablations: Iterable[Ablation | None]) -> Analysis:
+    """Of whose metric a picture of several ablations can be; where they declare different ones, the loss."""
+    declared = {ablation.analysis.metric: ablation.analysis for ablation in ablations if ablation}
+    return next(iter(declared.values())) if len(declared) == 1 else Analysis()
+
+
 def final_losses(*experiments: Experiment) -> pd.DataFrame:
-    """Columns variant, seed, final_val_loss, of the finished runs."""
-    rows = [(e.plan.variant, seed, loss) for e in experiments for seed, loss in e.finals().items()]
-    return pd.DataFrame(rows, columns=["variant", "seed", "final_val_loss"])
+    """Columns variant, seed, and the metric that is compared (final_val_loss), of the finished runs."""
+    metric = shared_analysis(e.plan.ablation for e in experiments).metric
+    rows = [(e.plan.variant, seed, value) for e in experiments for seed, value in e.finals(metric).items()]
+    return pd.DataFrame(rows, columns=["variant", "seed", metric])
 
 
 def sample_of(experiment: Experiment) -> str:

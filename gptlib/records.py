@@ -30,7 +30,7 @@ import filelock
 import psutil
 
 from gptlib.config import fingerprint, project_root
-from gptlib.fields import RunConfig
+from gptlib.fields import EvalConfig, RunConfig
 
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -177,12 +177,27 @@ def numeric_source_hash() -> str:
     return hashlib.sha256(b"".join((package / name).read_bytes() for name in NUMERIC_SOURCES)).hexdigest()[:16]
 
 
+def hellaswag_path(config: EvalConfig) -> Path:
+    if config.hellaswag == "tiny":
+        return project_root() / "params" / "data" / "hellaswag_tiny.jsonl"
+    return project_root() / Path(config.hellaswag).expanduser()  # an absolute path stays what it is
+
+
 def experiment_fingerprint(config: RunConfig, dataset_hash: str, device: str) -> str:
-    """What decides whether a finished run may be reused, seed aside: numbers, data, numeric code, torch, device."""
+    """What decides whether a finished run may be reused, seed aside: numbers, data, numeric code, torch, device.
+
+    Hashes of their content stand for the paths of data and of HellaSwag's file. Raises RecordError where it is missing.
+    """
+    asked = hellaswag_path(config.eval)
+    try:
+        questions = hashlib.sha256(asked.read_bytes()).hexdigest()[:16] if config.eval.hellaswag else ""
+    except OSError as error:
+        raise RecordError(f"{asked}: cannot be read ({error.strerror}); check eval.hellaswag") from None
     return fingerprint(
         {
-            "config": config.model_dump(mode="json", exclude={"data": {"path"}}),  # the data hash stands for the path
+            "config": config.model_dump(mode="json", exclude={"data": {"path"}, "eval": {"hellaswag"}}),
             "data": dataset_hash,
+            "hellaswag": questions,
             "source": numeric_source_hash(),
             "torch": importlib.metadata.version("torch").split("+")[0],
             "device": device,

@@ -12,7 +12,7 @@ import pytest
 import tiktoken
 import torch
 
-from gptlib import hellaswag, records
+from gptlib import analysis, hellaswag, notebook, records
 from gptlib.config import ConfigError, load_config, project_root
 from gptlib.data.tokenizers import Tokenizer
 from gptlib.device import Place
@@ -32,6 +32,7 @@ from gptlib.hellaswag import (
     write_jsonl,
 )
 from gptlib.model import GPT
+from gptlib.report import plots
 from gptlib.report.tables import summary_table
 from gptlib.stats.compare import two_sample
 from gptlib.study.experiment import Experiment, execute, judge, summarise
@@ -585,10 +586,40 @@ def test_the_summary_and_its_table_name_scoring_and_tokenizer(recorded, executed
 
 
 def test_an_experiment_that_would_not_measure_its_metric_is_not_begun(executed, outputs, tiny):
-    plan = plan_experiment(outputs, "study", "full", tiny(), [42], ABLATION)
     with pytest.raises(ConfigError, match="hellaswag_error is not measured while eval.hellaswag is empty"):
-        execute(plan)
-    lost = plan_experiment(outputs, "study", "full", tiny({"eval.hellaswag": "none.bin"}), [42], None)
+        plan_experiment(outputs, "study", "full", tiny(), [42], ABLATION)
+    outputs.mkdir(exist_ok=True)
+    (outputs / "none.bin").write_bytes(b"")
+    asked = plan_experiment(outputs, "study", "full", tiny({"eval.hellaswag": str(outputs / "none.bin")}), [42], None)
     with pytest.raises(ValueError, match=r"none\.bin has the tokens of GPT-2"):
-        execute(lost)
-    assert not executed and not plan.folder.exists()
+        execute(asked)
+    assert not executed and not asked.folder.exists()
+
+
+def test_what_is_shown_says_what_is_compared(recorded):
+    baseline, variant = recorded(BASELINE), recorded(VARIANT, ABLATION)
+    answers = [notebook.Answer(baseline, variant, judge(baseline, variant, ABLATION.analysis))]
+    label = "error on HellaSwag (share of items wrong)"
+    assert analysis.label_of(answers) == label and analysis.label_of([]) == "final validation loss (nats/token)"
+    frame = notebook.final_losses(baseline, variant)
+    assert list(frame)[2] == "hellaswag_error" and frame.iloc[0, 2] == pytest.approx(1 - 8 / 24)
+    assert plots.seed_losses(frame).axes[0].get_ylabel() == label
+    figure = plots.differences({"gelu": answers[0].comparison}, analysis.label_of(answers))
+    assert label in figure.axes[0].get_xlabel() and "nats" not in figure.axes[0].get_xlabel()
+    spread = statistics.stdev(right / 24 for right in BASELINE.values())
+    for said in (notebook.detectable(baseline, ABLATION.analysis), analysis.findings(baseline, answers).data):
+        assert f"{spread:.4f}" in said and "share of items wrong" in said and "nats" not in said
+
+
+def test_a_tuning_takes_the_values_of_the_declared_metric(outputs, tiny):
+    """The one with the higher loss, where it is right more often."""
+    tune = {"tune": {"optim.muon.lr": [0.02, 0.03]}, "tune_seeds": [1]}
+    asked = ABLATION.model_copy(update=tune)
+    plan = plan_experiment(outputs, "study", "full", tiny(ASKED), [42], asked)
+    for trial, loss, error in zip(plan.tuning(), (3.0, 4.0, 3.0, None), (0.7, 0.6, 0.5, None), strict=True):
+        result = {"fingerprint": trial.fingerprint, "status": "finished", "final_val_loss": loss}
+        result |= {} if error is None else {"hellaswag_error": error}  # as of a run that diverged
+        records.write_json(next(trial.runs())[2] / "result.json", result)
+    arms = plan_experiment(outputs, "study", "full", tiny(ASKED), [42], asked).arms
+    assert [point.loss for point in arms.grid] == [0.7, 0.6, 0.5, math.inf]
+    assert (arms.baseline.optim.muon.lr, arms.variant.optim.muon.lr) == (0.03, 0.02)

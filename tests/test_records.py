@@ -86,6 +86,18 @@ def test_the_fingerprint_covers_numbers_and_data_but_not_the_path():
     assert reference not in others and len(set(others)) == 4
 
 
+def test_the_fingerprint_covers_what_hellaswags_file_says_and_not_where_it_lies(tmp_path):
+    def found(path):
+        return records.experiment_fingerprint(with_changes(load_config("smoke"), {"eval.hellaswag": path}), "d", "cpu")
+
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    a, b, c = (found(str(tmp_path / f"{name}.jsonl")) for name in "abc")
+    assert a == b and len({a, c, found("tiny"), found("")}) == 4
+    with pytest.raises(records.RecordError, match=r"lost.jsonl: cannot be read \(.*\); check eval.hellaswag$"):
+        found(str(tmp_path / "lost.jsonl"))
+
+
 def test_the_environment_holds_no_environment_variables(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "canary-5f1c")
     text = json.dumps(records.environment() | records.git_info())

@@ -2,6 +2,7 @@
 
     stories         written here (stories.py)
     text            the user's own .txt, .jsonl and .parquet files
+    tokens          the user's own .npy and .bin files of GPT-2's tokens; those named val or valid are for validation
     tinyshakespeare one text of 1.1 MB
     tinystories     roneneldan/TinyStories, two versions, each with its own validation file
     fineweb         HuggingFaceFW/fineweb, the sample of 10 billion tokens, in 15 files of about 2 GB
@@ -66,6 +67,8 @@ FINEWEB10B_SHA256 = {
     "fineweb_val_000000.bin": "5b95c8e0966f0861685b307b23dc5ae42b228ef74b28cb499784ae021f201640",
     "fineweb_train_000001.bin": "771fa4a99b9fe0946ffb6e848b4ba5c6a9b0fe87860ebf03bc2c1c7e45f8178e",
 }
+TOKEN_SUFFIXES = (".npy", ".bin")
+NO_TOKENS = ("token_bytes.npy", "val_nll.npy")  # lie beside the shards of a dataset made here
 MANY_DOCUMENTS = 100  # from here on whole documents are held out, below it the end of each
 Say = Callable[[str], None]
 
@@ -82,7 +85,7 @@ class Corpus:
 
 def open_corpus(config: DataConfig, cache: Path | None = None, say: Say = lambda _: None) -> Corpus:
     """Find, download (into `cache`) or write the corpus. Raises ConfigError, one line, where it cannot be had."""
-    assert config.corpus != "fineweb10B", "tokens, no text: fetch_token_shards"
+    assert config.corpus not in ("fineweb10B", "tokens"), "tokens, no text: fetch_token_shards"
     if config.corpus == "stories":
         return _write_stories(config)
     train, val = _split(config, _files(config, cache, say))
@@ -96,14 +99,16 @@ def open_corpus(config: DataConfig, cache: Path | None = None, say: Say = lambda
     return Corpus(train, val, None, source_key(config))
 
 
-def fetch_token_shards(config: DataConfig, cache: Path, say: Say = lambda _: None) -> tuple[list[Path], Path]:
-    """Training shards and validation shard of fineweb10B, downloaded if need be; says how many tokens beforehand."""
+def fetch_token_shards(config: DataConfig, cache: Path, say: Say = lambda _: None) -> tuple[list[Path], list[Path]]:
+    """Files of tokens for training and for validation; those of fineweb10B are downloaded if need be, and announced."""
+    if config.corpus == "tokens":
+        return _split_tokens(config)
     say(
         f"fineweb10B: {config.shards} of {FINEWEB10B_SHARDS} training shards, about "
         f"{config.shards * FINEWEB10B_TOKENS:,} tokens, and {FINEWEB10B_TOKENS:,} tokens for validation"
     )
     val, *train = _files(config, cache, say)
-    return train, val
+    return train, [val]
 
 
 def source_key(config: DataConfig) -> dict[str, Any]:
@@ -123,6 +128,9 @@ def source_key(config: DataConfig) -> dict[str, Any]:
         fields = {"val_fraction", "field", "delimiter", "encoding", "max_documents"}
         files = {name: _digest(path) for name, path in find_files(local_path(config)).items()}
         return key | config.model_dump(include=fields) | {"files": files}
+    if config.corpus == "tokens":
+        digests = {name: _digest(path) for name, path in _token_files(config).items()}
+        return key | {"val_tokens": config.val_tokens, "files": digests}
     repository, hub_files = published(config)
     fields = {"max_documents"} if config.corpus == "tinystories" else {"max_documents", "val_fraction"}
     key |= config.model_dump(include={"val_tokens"} if config.corpus == "fineweb10B" else fields)
@@ -224,6 +232,23 @@ def _files(config: DataConfig, cache: Path | None, say: Say) -> list[Path]:
         return local_files(files, local_path(config))
     assert cache is not None, "a download needs a place"
     return fetch_files(repository, files, cache, say)
+
+
+def _token_files(config: DataConfig) -> dict[str, Path]:
+    found = find_files(local_path(config), TOKEN_SUFFIXES)
+    return {name: path for name, path in found.items() if path.name not in NO_TOKENS}
+
+
+def _split_tokens(config: DataConfig) -> tuple[list[Path], list[Path]]:
+    """The files for training and those for validation, whose names have "val" in them. Raises ConfigError."""
+    files = _token_files(config).values()
+    train, val = ([path for path in files if ("val" in path.name.lower()) is held_out] for held_out in (False, True))
+    if not train or not val:
+        raise ConfigError(
+            f"{_place(config)}: {len(train)} files for training and {len(val)} for validation, which are those with "
+            '"val" or "valid" in their names; name or add files so that there are both'
+        )
+    return train, val
 
 
 def _digest(path: Path) -> str:

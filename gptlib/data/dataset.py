@@ -2,7 +2,7 @@
 
     outputs/data/<corpus>-<8 hex of what decides it>/
         train_000000.bin ... val_000000.bin ...   token shards: eot before every document and at the shard's end
-                                                  (those of fineweb10B as published: documents go on in the next)
+                                                  (fineweb10B and tokens as they are: documents go on in the next)
         tokenizer.json  token_bytes.npy           the tokenizer, and how many bytes each id stands for
         val_nll.npy                               stories: exact -ln p of each validation document, nats
         manifest.json                             size and SHA-256 of every file, counts, source
@@ -27,7 +27,7 @@ import numpy as np
 
 from gptlib.config import ConfigError, fingerprint
 from gptlib.data.corpora import Corpus, fetch_token_shards, open_corpus, source_key
-from gptlib.data.shards import read_shard, sha256_file, write_shard
+from gptlib.data.shards import has_header, read_headerless, read_npy, read_shard, sha256_file, write_shard
 from gptlib.data.texts import in_batches, spread_sample
 from gptlib.data.tokenizers import Tokenizer, build_tokenizer, encode_stream, load_tokenizer, usable_threads
 from gptlib.fields import DataConfig
@@ -36,7 +36,8 @@ from gptlib.records import RecordError, read_json, write_json
 SCHEMA_VERSION = 1
 SHARD_TOKENS = 100_000_000
 SAMPLE_CHARACTERS = 100_000_000  # of training text that a BPE is trained on
-COUNTED_TOKENS = 10_000_000  # of a published shard, at a time
+COUNTED_TOKENS = 10_000_000  # of a file of tokens, at a time
+SAMPLE_BLOCKS = 32  # that are read where not all tokens are
 SPLITS = ("train", "val")
 REMEDY = "delete the folder and run again"
 
@@ -71,7 +72,7 @@ def _make(folder: Path, config: DataConfig, say: Callable[[str], None]) -> None:
     for left in folder.parent.glob(f".{folder.name}.*/"):  # by a maker that was killed; the lock is ours
         shutil.rmtree(left, ignore_errors=True)
     say(f"preparing {folder.name}: reading the corpus {config.corpus}")
-    write = _take_shards if config.corpus == "fineweb10B" else _write_corpus
+    write = _take_shards if config.corpus in ("fineweb10B", "tokens") else _write_corpus
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         manifest = write(temporary, config, folder.parent / "downloads", say)
@@ -174,33 +175,53 @@ def _fill_shards(documents: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarr
     yield np.concatenate([*parts, separator])
 
 
-# --- from published tokens --------------------------------------------------------------------------------------
+# --- from tokens ------------------------------------------------------------------------------------------------
 
 
 def _take_shards(folder: Path, config: DataConfig, cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Published shards, linked or copied, with GPT-2's tokenizer; everything but the manifest, which is returned."""
+    """Tokens as they are, with GPT-2's tokenizer; everything but the manifest, which is returned."""
     tokenizer = build_tokenizer(config, [])
     train, val = fetch_token_shards(config, cache, say)
-    say("counting the tokens")
-    for number, path in enumerate(train):
-        _link(path, folder / f"train_{number:06d}.bin")
-    target = folder / "val_000000.bin"
     if config.val_tokens:
-        write_shard(target, _first_tokens(val, config.val_tokens + 1))
-    else:
-        _link(val, target)
+        val = val[:1]
+    say(f"counting the tokens of {len(train)} training and {len(val)} validation files")
     splits = {}
-    for split, sources in (("train", train), ("val", [val])):
-        names = [f"{split}_{number:06d}.bin" for number in range(len(sources))]
-        splits[split] = _count_split(folder, names, sources, tokenizer)
+    for split, sources, limit in (("train", train, 0), ("val", val, config.val_tokens)):
+        shards: list[str] = []
+        counts = np.zeros(2**16, dtype=np.int64)
+        for source in sources:
+            whole = config.corpus == "fineweb10B" or has_header(source)
+            if not whole and source.suffix == ".bin":
+                say(f"{source.name}: no shard header, so it is read as nanoGPT's files are, as nothing but tokens")
+            tokens = _read_tokens(source, whole, limit)
+            counts += _count_ids(tokens, source, tokenizer)
+            say(f"{source.name}: {len(tokens):,} tokens, which begin with {tokenizer.decode(tokens[:12])!r}")
+            step = len(tokens) if whole else SHARD_TOKENS
+            for start in range(0, len(tokens), step):
+                shards.append(f"{split}_{len(shards):06d}.bin")
+                if whole and not limit:
+                    _link(source, folder / shards[-1])
+                else:
+                    write_shard(folder / shards[-1], np.asarray(tokens[start : start + step], dtype=np.uint16))
+        splits[split] = {
+            "documents": int(counts[tokenizer.eot]),
+            "tokens": int(counts.sum()),
+            "bytes": int(counts[: tokenizer.vocab_size] @ tokenizer.token_bytes()),
+            "max_token": int(np.flatnonzero(counts)[-1]),
+            "shards": shards,
+        }
     return _manifest(folder, source_key(config), tokenizer, splits, None)
 
 
-def _first_tokens(path: Path, count: int) -> np.ndarray:
-    tokens = _published_shard(path, path)
-    if len(tokens) < count:
-        raise ConfigError(f"data.val_tokens={count - 1}: {path} predicts only {len(tokens) - 1:,}; give at most that")
-    return np.asarray(tokens[:count])
+def _read_tokens(path: Path, whole: bool, limit: int) -> np.ndarray:
+    """Those of a `whole` shard or another file, memory-mapped; with a `limit`, the first that predict as many."""
+    try:
+        tokens = read_shard(path) if whole else read_npy(path) if path.suffix == ".npy" else read_headerless(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if limit and len(tokens) <= limit:
+        raise ConfigError(f"data.val_tokens={limit}: {path} predicts only {len(tokens) - 1:,}; give at most that")
+    return tokens[: limit + 1] if limit else tokens
 
 
 def _link(source: Path, target: Path) -> None:
@@ -211,34 +232,20 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _published_shard(path: Path, source: Path) -> np.ndarray:
-    try:
-        return read_shard(path)
-    except ValueError as error:
-        raise ConfigError(str(error).replace(str(path), str(source))) from None
-
-
-def _count_split(folder: Path, names: list[str], sources: list[Path], tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the manifest says of a split. Raises ConfigError for half a shard, a wrong header or an unknown token."""
+def _count_ids(tokens: np.ndarray, source: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """(65536,) how often each id occurs. Raises ConfigError for one that the vocabulary has not."""
     counts = np.zeros(2**16, dtype=np.int64)
-    for name, source in zip(names, sources, strict=True):
-        tokens = _published_shard(folder / name, source)
-        for start in range(0, len(tokens), COUNTED_TOKENS):
-            piece = tokens[start : start + COUNTED_TOKENS]
-            counts += np.bincount(piece, minlength=len(counts))
-            if counts[tokenizer.vocab_size :].any():
-                at = start + int(np.argmax(piece >= tokenizer.vocab_size))
-                raise ConfigError(
-                    f"{source}: token {tokens[at]} at position {at}, but the vocabulary of {tokenizer.kind} ends at "
-                    f"{tokenizer.vocab_size - 1}; fetch the file again"
-                )
-    return {
-        "documents": int(counts[tokenizer.eot]),
-        "tokens": int(counts.sum()),
-        "bytes": int(counts[: tokenizer.vocab_size] @ tokenizer.token_bytes()),
-        "max_token": int(np.flatnonzero(counts)[-1]),
-        "shards": names,
-    }
+    for start in range(0, len(tokens), COUNTED_TOKENS):
+        piece = tokens[start : start + COUNTED_TOKENS]
+        unknown = (piece < 0) | (piece >= tokenizer.vocab_size)
+        if unknown.any():
+            at = start + int(np.argmax(unknown))
+            raise ConfigError(
+                f"{source}: token {tokens[at]} at position {at}, but the vocabulary of {tokenizer.kind} ends at "
+                f"{tokenizer.vocab_size - 1}; fetch the file again, or make it with that tokenizer"
+            )
+        counts += np.bincount(piece, minlength=len(counts))
+    return counts
 
 
 # --- identity ---------------------------------------------------------------------------------------------------
@@ -278,14 +285,24 @@ class Dataset:
         self.val_nll: np.ndarray | None = np.load(path / "val_nll.npy", allow_pickle=False) if has_nll else None
         self._shards = {split: [read_shard(path / n) for n in manifest["splits"][split]["shards"]] for split in SPLITS}
 
-    def tokens(self, split: str) -> list[np.ndarray]:
-        """One memory-mapped (n,) uint16 array per shard of `split`, "train" or "val"."""
-        return self._shards[split]
+    def tokens(self, split: str, limit: int | None = None) -> list[np.ndarray]:
+        """One memory-mapped (n,) uint16 array per shard of `split`, "train" or "val".
 
-    def documents(self, split: str) -> list[np.ndarray]:
-        """The tokens of every document of `split`, without the eot before it."""
+        Where they have more than `limit` tokens: evenly spread blocks, `limit` tokens in all at most.
+        """
+        shards = self._shards[split]
+        ends = np.cumsum([len(shard) for shard in shards])
+        if limit is None or ends[-1] <= limit:
+            return shards
+        size, total = -(-limit // SAMPLE_BLOCKS), int(ends[-1])
+        starts = np.linspace(0, total - size, limit // size).astype(int)
+        found = [(int(np.searchsorted(ends, start, side="right")), int(start)) for start in starts]
+        return [shards[i][start - ends[i] :][:size] for i, start in found]
+
+    def documents(self, split: str, limit: int | None = None) -> list[np.ndarray]:
+        """The tokens of every document that is whole in the shards or blocks of tokens(), without the eot before it."""
         pieces: list[np.ndarray] = []
-        for tokens in self._shards[split]:
+        for tokens in self.tokens(split, limit):
             starts = np.flatnonzero(tokens == self.eot)
             pieces += [tokens[a + 1 : b] for a, b in itertools.pairwise(starts)]
         return pieces

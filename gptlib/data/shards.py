@@ -80,6 +80,11 @@ def read_shard(path: Path) -> np.ndarray:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
 
 
+def has_header(path: Path) -> bool:
+    """Whether a file begins as a shard does. GPT-2's ids do not: two of them never make the magic."""
+    return path.suffix == ".bin" and np.fromfile(path, dtype="<i4", count=1).tolist() == [MAGIC]
+
+
 def read_headerless(path: Path) -> np.ndarray:
     """Memory-map the (n,) uint16 tokens of a file of nanoGPT's. Raises ValueError naming the file.
 

@@ -68,13 +68,12 @@ def in_batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def find_files(path: Path) -> dict[str, Path]:
+def find_files(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, Path]:
     """{name: file} for a file, a folder or a glob, sorted by name; names are relative to the folder. ConfigError."""
+    kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise ConfigError(
-                f"data.path={path}: not .txt, .jsonl or .parquet; convert it or name a folder of such files"
-            )
+        if path.suffix not in suffixes:
+            raise ConfigError(f"data.path={path}: not {kinds}; convert it or name a folder of such files")
         return {path.name: path}
     found: Iterable[Path]
     if path.is_dir():
@@ -84,9 +83,9 @@ def find_files(path: Path) -> dict[str, Path]:
         root, found = Path(*path.parts[:fixed]), map(Path, glob.iglob(str(path), recursive=True))
     else:
         raise ConfigError(f"data.path={path}: no such file or folder; check the path (taken from {Path.cwd()})")
-    files = {file.relative_to(root).as_posix(): file for file in found if file.suffix in SUFFIXES and file.is_file()}
+    files = {file.relative_to(root).as_posix(): file for file in found if file.suffix in suffixes and file.is_file()}
     if not files:
-        raise ConfigError(f"data.path={path}: no .txt, .jsonl or .parquet file in it; put text there")
+        raise ConfigError(f"data.path={path}: no {kinds} file in it; put one there")
     return dict(sorted(files.items()))
 
 

@@ -1,12 +1,13 @@
 """Checks of datasets and token files: what was looked at and what is wrong with it, in plain words.
 
-Every check is made, whatever the others have found. Memory: a shard's document boundaries, and 16 bytes for each
-validation document.
+Every check is made, whatever the others have found. Memory: a shard's document boundaries, 16 bytes for each
+validation document, and 8 for each training document.
 """
 
 import hashlib
 import itertools
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from gptlib.fields import DataConfig
 
 SPLITS = ("train", "val")
 OURS = ("manifest.json", "checked.json")
-STRADDLING = ("fineweb10B",)  # published shards, which are cut inside documents
+STRADDLING = ("fineweb10B", "tokens")  # taken as they are: cut inside documents
 BLOCK = 2**24  # tokens counted at a time
 NLL_TOLERANCE = 1e-6  # nats: the last bit of a logarithm differs by machine
 
@@ -124,7 +125,7 @@ def _verify_folder(folder: Path) -> Iterator[Finding]:
     yield from _tokenizer(folder, tokenizer, manifest.tokenizer)
     for name, split in splits.items():
         yield from split.verify(folder, name, tokenizer, straddling=corpus in STRADDLING)
-    yield _duplicates(splits, tokenizer)
+    yield from _duplicates(splits, tokenizer)
     if "val_nll.npy" in manifest.files:
         yield _probabilities(folder, splits["val"], tokenizer, manifest.source)
 
@@ -227,23 +228,28 @@ def _ends(name: str, tokens: np.ndarray, eot: int) -> Iterator[Finding]:
 # --- documents --------------------------------------------------------------------------------------------------
 
 
-def _duplicates(splits: dict[str, _Split], tokenizer: Tokenizer) -> Finding:
-    """Whether a validation document stands in the training text, token for token."""
+def _duplicates(splits: dict[str, _Split], tokenizer: Tokenizer) -> Iterator[Finding]:
+    """Whether a validation document stands in the training text, token for token; how often training repeats itself."""
     held_out = {_digest(document) for document in splits["val"].documents(tokenizer.eot)}
     found: set[bytes] = set()
+    trained = array("Q")
     example = ""
     for document in splits["train"].documents(tokenizer.eot):
         digest = _digest(document)
+        trained.append(int.from_bytes(digest[:8]))
         if digest in held_out and digest not in found:
             found.add(digest)
             example = example or tokenizer.decode(document[:20])
+    again = len(trained) - len(np.unique(np.array(trained)))
+    yield Finding("within training", f"{again:,} of {len(trained):,} documents repeat an earlier one")
     name = "validation and training"
     if not found:
-        return Finding(name, f"none of the {len(held_out):,} validation documents is a training document")
+        yield Finding(name, f"none of the {len(held_out):,} validation documents is a training document")
+        return
     said = (
         f"{len(found):,} of {len(held_out):,} validation documents are training documents too, one begins {example!r}"
     )
-    return Finding(name, f"{said}: losses on them are too low; take one of each pair out of the corpus", wrong=True)
+    yield Finding(name, f"{said}: losses on them are too low; take one of each pair out of the corpus", wrong=True)
 
 
 def _digest(document: np.ndarray) -> bytes:

@@ -17,6 +17,7 @@ from gptlib.fields import RunConfig
 from gptlib.schedules import rates
 from gptlib.stats.compare import Comparison
 from gptlib.study.arms import Arms, best_point
+from gptlib.study.hypothesis import METRICS, Analysis
 
 # Okabe & Ito's palette, distinct under every common colour blindness; its yellow is too faint for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
@@ -25,6 +26,8 @@ LINES = ("-", "--", "-.", ":")
 VERDICT_COLOURS = {"better": "#00704F", "worse": "#B84A00", "equivalent": "#0063A0", "undecided": GREY}
 # loss_curves shows the last two thirds of the run in at least a third of the height: earlier points may be cut.
 EARLY, ZOOM = 1 / 3, 3.0
+LOSS = Analysis().label
+READ_TOKENS = 10_000_000  # of a dataset, at most
 
 
 def loss_curves(
@@ -62,7 +65,7 @@ def loss_curves(
     return figure
 
 
-def differences(comparisons: dict[str, Comparison], metric: str = "final validation loss, nats/token") -> Figure:
+def differences(comparisons: dict[str, Comparison], metric: str = LOSS) -> Figure:
     """Forest plot, best variant on top: difference to the baseline with its interval, verdict in words and colour.
 
     The band is the margin declared beforehand, the brackets the minimum detectable effect (80 % power).
@@ -90,14 +93,15 @@ def differences(comparisons: dict[str, Comparison], metric: str = "final validat
 
 
 def seed_losses(frame: pd.DataFrame) -> Figure:
-    """Final validation loss per seed (columns variant, seed, final_val_loss); a line joins the runs of one seed.
+    """What is compared, per seed (columns variant, seed, and an Analysis.metric); a line joins the runs of one seed.
 
     Parallel lines mean that pairing by seed pays. Runs without a finite loss are counted under the variant's name.
     """
-    styles = _styles(frame["variant"])
-    table = frame.pivot_table(index="seed", columns="variant", values="final_val_loss", dropna=False)
+    styles, metric = _styles(frame["variant"]), next(metric for metric in METRICS if metric in frame)
+    label = Analysis(metric=metric).label
+    table = frame.pivot_table(index="seed", columns="variant", values=metric, dropna=False)
     table = table.reindex(columns=list(styles)).replace([np.inf, -np.inf], np.nan)
-    figure, axes = _axes("Final validation loss by seed", (max(4.5, 1.6 + 0.95 * len(styles)), 4.2), None)
+    figure, axes = _axes(f"{METRICS[metric][0].capitalize()} by seed", (max(4.5, 1.6 + 0.95 * len(styles)), 4.2), None)
     for _, losses in table.iterrows():
         axes.plot(range(len(styles)), losses, color=GREY, lw=0.8, alpha=0.6, zorder=1, label="one seed")
     labels = []
@@ -116,13 +120,13 @@ def seed_losses(frame: pd.DataFrame) -> Figure:
         for tick in axes.get_xticklabels():
             tick.set_horizontalalignment("right")
             tick.set_rotation_mode("anchor")
-    axes.set_ylabel("final validation loss (nats/token)")
+    axes.set_ylabel(label)
     _legend(figure, None)
     return figure
 
 
-def tuning(arms: Arms) -> Figure:
-    """Mean final loss over the values of the first tuned key, both arms; a square around the best, a cross diverged."""
+def tuning(arms: Arms, metric: str = LOSS) -> Figure:
+    """Mean of `metric` over the values of the first tuned key; a square around the best, a cross diverged."""
     figure, axes = _axes("Tuning", (6.8, 3.4), None)
     values: list[Any] = []
     for arm, colour in (("baseline", INK), ("variant", PALETTE[0])):
@@ -145,12 +149,12 @@ def tuning(arms: Arms) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="value of the tuned setting", ylabel="final loss (nats/token)")
+    axes.set(xlabel="value of the tuned setting", ylabel=metric)
     _legend(figure, "square: best, cross: diverged", below=True)
     return figure
 
 
-def effects_by_size(frame: pd.DataFrame) -> Figure:
+def effects_by_size(frame: pd.DataFrame, metric: str = LOSS) -> Figure:
     """Difference to the baseline over its non-embedding parameters, with its interval: a line per variant.
 
     `frame` columns: parameters, variant, difference, low, high (analysis.across_sizes). Points of one size stand a
@@ -172,12 +176,12 @@ def effects_by_size(frame: pd.DataFrame) -> Figure:
     sizes = sorted(set(frame["parameters"]))
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     axes.minorticks_off()
-    axes.set(xlabel="non-embedding parameters of the baseline", ylabel="variant − baseline (nats/token)")
+    axes.set(xlabel="non-embedding parameters of the baseline", ylabel=f"variant − baseline\n{metric}")
     _legend(figure, "below zero is better;\nbars: interval of the difference;\ncross: diverged or failed")
     return figure
 
 
-def interaction(names: Sequence[str], losses: Sequence[Mapping[int, float]]) -> Figure:
+def interaction(names: Sequence[str], losses: Sequence[Mapping[int, float]], metric: str = LOSS) -> Figure:
     """A 2x2 design: mean final losses of the baseline and a (without b), b and both (with b); parallel: effects add up.
 
     `losses`: {seed: loss} of baseline, a, b, both. Thin lines join the runs of one seed.
@@ -195,17 +199,18 @@ def interaction(names: Sequence[str], losses: Sequence[Mapping[int, float]]) -> 
             axes.plot([0, 1], means, "o-", lw=2.2, label=label, color=colour)
     axes.set_xticks([0, 1], [f"without {a}", f"with {a}"])
     axes.set_xlim(-0.3, 1.3)
-    axes.set_ylabel("final validation loss (nats/token)")
+    axes.set_ylabel(metric)
     _legend(figure, "thick: mean, thin: one seed")
     return figure
 
 
 def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
-    """Histogram of the validation documents' lengths in tokens, with the context."""
-    lengths = np.array([len(document) for document in dataset.documents("val")])
-    figure, axes = _axes("Length of the validation documents", (7.6, 3.2), None)
-    wide = max(1.0, lengths.max() / 40, float(np.ptp(lengths)) / max(5, len(lengths) // 8))
-    axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2 * wide, wide).tolist(), color=PALETTE[0])
+    """Histogram of the validation documents' lengths in tokens, with the context; of a sample where there are many."""
+    lengths = np.array([len(document) for document in dataset.documents("val", READ_TOKENS)])
+    figure, axes = _axes(f"Length of the validation documents{_sampled(dataset, 'val')}", (7.6, 3.2), None)
+    if len(lengths):  # tokens from elsewhere may have no document that is whole
+        wide = max(1.0, lengths.max() / 40, float(np.ptp(lengths)) / max(5, len(lengths) // 8))
+        axes.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + 2 * wide, wide).tolist(), color=PALETTE[0])
     axes.axvline(seq_len, color=INK, ls="--", label=f"context ({seq_len} tokens)")
     axes.set(xlabel="length (tokens)", ylabel="documents", xlim=(0, None))
     _legend(figure, None)
@@ -214,8 +219,9 @@ def document_lengths(dataset: Dataset, seq_len: int) -> Figure:
 
 def token_frequencies(dataset: Dataset) -> Figure:
     """How often each token occurs in the training text, by rank, both logarithmic, beside Zipf's law."""
-    counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in dataset.tokens("train"))
-    figure, axes = _axes("Token frequencies in the training text", (7.6, 3.2), None)
+    pieces = dataset.tokens("train", READ_TOKENS)
+    counts = sum(np.bincount(tokens, minlength=dataset.vocab_size) for tokens in pieces)  # of a sample where it is long
+    figure, axes = _axes(f"Token frequencies in the training text{_sampled(dataset, 'train')}", (7.6, 3.2), None)
     ranked = np.sort(np.asarray(counts))[::-1]
     ranks, ranked = np.arange(1, 1 + np.count_nonzero(ranked)), ranked[ranked > 0]
     axes.loglog(ranks, ranked, color=PALETTE[0], lw=2, label="tokens")
@@ -223,6 +229,12 @@ def token_frequencies(dataset: Dataset) -> Figure:
     axes.set(xlabel="rank", ylabel="occurrences", ylim=(0.7, None))
     _legend(figure, None)
     return figure
+
+
+def _sampled(dataset: Dataset, split: str) -> str:
+    """How much of a split was read, where it was not all."""
+    read, all_ = (sum(map(len, dataset.tokens(split, limit))) for limit in (READ_TOKENS, None))
+    return "" if read == all_ else f" ({read:,} of {all_:,} tokens)"
 
 
 def tokenizer_efficiency(found: Sequence[Efficiency]) -> Figure:

@@ -58,7 +58,7 @@ def power_curve_figure(frame: pd.DataFrame, unit: str = "standard deviations ove
     return figure
 
 
-def stage_ranks(frame: pd.DataFrame, width: float = 6.4) -> Figure:
+def stage_ranks(frame: pd.DataFrame, width: float = 6.4, unit: str = "nats/token") -> Figure:
     """Difference of each variant to the baseline at stages A, B and C, a line per variant; columns stage, variant,
     difference.
 
@@ -88,7 +88,7 @@ def stage_ranks(frame: pd.DataFrame, width: float = 6.4) -> Figure:
     axes.set_xlim(-0.15, len(stages) - 0.85)
     axes.grid(False, axis="x")
     note = "below zero is better; a line ends where its variant was dropped"
-    _finish(figure, "stage", "variant − baseline (nats/token)", note, width)
+    _finish(figure, "stage", f"variant − baseline ({unit})", note, width)
     return figure
 
 

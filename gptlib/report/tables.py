@@ -134,8 +134,8 @@ def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return _indexed(rows, "experiment")
 
 
-def tuning_table(grid: Iterable[GridPoint]) -> pd.DataFrame:
-    """Mean final loss of every point of both arms' grids; the best of an arm is marked."""
+def tuning_table(grid: Iterable[GridPoint], metric: str = "val loss (nats/token)") -> pd.DataFrame:
+    """Mean final loss, or another metric, of every point of both arms' grids; the best of an arm is marked."""
     points = list(grid)
     best = [best_point([p for p in points if p.arm == arm]) for arm in ("baseline", "variant")]
     rows = [
@@ -145,7 +145,7 @@ def tuning_table(grid: Iterable[GridPoint]) -> pd.DataFrame:
                 f"{key} = {format(value, 'g') if isinstance(value, float) else value}"
                 for key, value in p.values.items()
             ),
-            "val loss (nats/token)": number(p.loss) if p.loss != math.inf else "diverged",
+            metric: number(p.loss) if p.loss != math.inf else "diverged",
             "": "best" if p in best else "",
         }
         for p in points

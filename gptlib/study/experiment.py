@@ -17,7 +17,6 @@ import pandas as pd
 
 from gptlib import records
 from gptlib.accounting import parameters_by_part, planned_costs
-from gptlib.config import ConfigError
 from gptlib.data.dataset import open_dataset
 from gptlib.hellaswag import open_questions
 from gptlib.launch import launch, record_failure
@@ -32,7 +31,7 @@ def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = Fa
     """Run what is missing of `plan`; afterwards every run has a result, failed and diverged ones included.
 
     `wait` waits for another process that works on the same experiment; otherwise it is refused (RecordError). Raises
-    ConfigError where the metric of the analysis would not be measured, ValueError where HellaSwag cannot be asked.
+    ValueError where HellaSwag cannot be asked.
     """
     _check_hellaswag(plan)
     assert not (plan.arms and plan.arms.pending), "its tuning comes first"
@@ -49,15 +48,10 @@ def execute(plan: Plan, poll: Callable[[], None] = lambda: None, wait: bool = Fa
 
 
 def _check_hellaswag(plan: Plan) -> None:
-    """What every run would fail on, or nobody would find before the last has ended."""
+    """What every run would fail on."""
     asked = plan.config.eval
     if asked.hellaswag and not plan.is_complete():
         open_questions(asked, open_dataset(plan.dataset).tokenizer, plan.config.model.seq_len)
-    if plan.ablation and plan.ablation.analysis.metric == "hellaswag_error" and not asked.hellaswag:
-        raise ConfigError(
-            "analysis.metric=hellaswag_error is not measured while eval.hellaswag is empty; give it a file among the "
-            "overrides, for both arms"
-        )
 
 
 def _make_room(plan: Plan) -> None:

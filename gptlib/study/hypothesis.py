@@ -41,6 +41,12 @@ class Expectation(Section):
         return "met" if met else "not met"
 
 
+METRICS = {
+    "final_val_loss": ("final validation loss", "nats/token"),
+    "hellaswag_error": ("error on HellaSwag", "share of items wrong"),
+}
+
+
 class Analysis(Section):
     """How the question will be judged; declared, hashed and stored before the first run."""
 
@@ -52,6 +58,15 @@ class Analysis(Section):
     margin: float = Field(0.0, ge=0)
     # undecided, or tested without them, or by ranks with them last; where one arm diverged whole it is the worse one
     diverged: Literal["undecided", "exclude", "worst"] = "undecided"
+
+    @property
+    def unit(self) -> str:
+        return METRICS[self.metric][1]
+
+    @property
+    def label(self) -> str:
+        """`final validation loss (nats/token)`"""
+        return f"{METRICS[self.metric][0]} ({self.unit})"
 
 
 class Ablation(Section):

@@ -116,8 +116,14 @@ def plan_experiment(
         return plan
     if ablation.tune and (shared := sorted(set(seeds) & set(ablation.tune_seeds))):
         raise ConfigError(f"tune_seeds: {shared} are seeds of the comparison too; a tuning needs seeds of its own")
+    metric = ablation.analysis.metric
+    if metric == "hellaswag_error" and not config.eval.hellaswag:
+        raise ConfigError(
+            "analysis.metric=hellaswag_error is not measured while eval.hellaswag is empty; give it a file among the "
+            "overrides, for both arms"
+        )
     plan = dataclasses.replace(plan, ablation=ablation)
-    both = arms(ablation, config, dataset, outputs, device, lambda *point: _mean_loss(plan._trial(*point)), say)
+    both = arms(ablation, config, dataset, outputs, device, lambda *point: _mean_loss(plan._trial(*point), metric), say)
     name = _baseline_name(both, config, ablation)
     variant = plan.of(ablation.variant, both.variant)
     return dataclasses.replace(variant, ablation=ablation, arms=both, baseline_name=name)
@@ -131,10 +137,10 @@ def _baseline_name(both: Arms, base: RunConfig, ablation: Ablation) -> str:
     return best.name if best and best.config == both.baseline else f"{ablation.variant}.baseline"
 
 
-def _mean_loss(plan: Plan) -> float | None:
-    """Of a trial of a tuning: None while it is not done, infinite where a run diverged."""
+def _mean_loss(plan: Plan, metric: str) -> float | None:
+    """What is compared, of a trial of a tuning: None while it is not done, infinite where a run diverged."""
     if plan.pending():
         return None
     results = [records.read_json(run / "result.json") for _, _, run in plan.runs()]
-    losses = [result["final_val_loss"] for result in results]
+    losses = [result.get(metric) for result in results]
     return float("inf") if None in losses else statistics.fmean(losses)

@@ -175,6 +175,14 @@ def test_a_story_of_the_validation_part_in_training_is_found(copy: Path) -> None
     assert repr(dataset.tokenizer.decode(dataset.documents("val")[17][:20])) in said
 
 
+def test_what_training_repeats_is_counted_and_not_wrong(copy: Path) -> None:
+    first = open_dataset(copy).documents("train")[0]
+    again = [*first, open_dataset(copy).eot]
+    edit(copy / "train_000000.bin", lambda tokens: np.concatenate([tokens, again, again]).astype(np.uint16))
+    assert set(wrong(copy)) == {"train"}, "its counts, as the manifest has them"
+    assert "OK    within training: 2 of 302 documents repeat an earlier one" in map(str, verify(copy))
+
+
 def test_stories_of_another_version_are_not_computed_again(copy: Path) -> None:
     np.save(copy / "val_nll.npy", np.load(copy / "val_nll.npy") + 1)
     sign(copy)

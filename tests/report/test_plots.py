@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from gptlib.data.dataset import Dataset
 from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.matching import Match
@@ -270,15 +271,38 @@ def test_words_can_be_tuned_too_and_what_is_not_done_yet_is_left_out(tuned: Any)
     assert figure.axes[0].get_xscale() == "linear"
 
 
+def dataset_of(tokens: np.ndarray) -> Dataset:
+    """Both splits have these tokens in two shards; eot is 0."""
+    dataset = object.__new__(Dataset)
+    dataset.eot, dataset.vocab_size = 0, 10
+    dataset._shards = {split: np.array_split(tokens, [len(tokens) // 3]) for split in ("train", "val")}
+    return dataset
+
+
 @pytest.mark.parametrize("lengths", [[111_539], [3000, 3100, 6000], [4] * 10, [1], list(range(100, 170)) * 5])
 def test_every_document_is_seen_in_the_histogram(lengths: list[int]) -> None:
-    dataset: Any = SimpleNamespace(documents=lambda split: [np.zeros(length) for length in lengths])
+    dataset: Any = SimpleNamespace(
+        documents=lambda *_: [np.zeros(length) for length in lengths], tokens=lambda *_: [np.zeros(5)]
+    )
     figure = plots.document_lengths(dataset, 64)
     described(figure)
     (axes,) = figure.axes
     bars = [bar for bar in axes.patches if bar.get_height() > 0]  # type: ignore[attr-defined]
     assert sum(bar.get_height() for bar in bars) == len(lengths)  # type: ignore[attr-defined]
     assert all(bar.get_width() >= axes.get_xlim()[1] / 80 for bar in bars)  # type: ignore[attr-defined]
+
+
+def test_large_datasets_are_sampled_and_the_title_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "READ_TOKENS", 640)
+    small, large = dataset_of(np.arange(640) % 10), dataset_of(np.arange(6400) % 10)
+    read = large.tokens("train", 640)
+    assert sum(map(len, read)) == 640 and len(read) == 32 and read[0][0] == 0 and read[-1][-1] == 9
+    for figure in (plots.token_frequencies(small), plots.document_lengths(small, 8)):
+        assert "tokens)" not in figure.axes[0].get_title(loc="left")
+    for figure in (plots.token_frequencies(large), plots.document_lengths(large, 8)):
+        described(figure)
+        assert "(640 of 6,400 tokens)" in figure.axes[0].get_title(loc="left")
+    described(plots.document_lengths(dataset_of(np.ones(700, dtype=int)), 8))  # no eot, so no document
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------

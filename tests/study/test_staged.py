@@ -263,9 +263,7 @@ def test_a_race_goes_on_until_all_have_left(race, long_race):
     first, second, third = long_race.stages
     assert [entry["look"] for entry in long_race.stages] == [1, 2, 3]
     assert goes_on(first) == ["gelu", "no_rope"] and goes_on(second) == ["gelu"] == goes_on(third)
-    assert re.fullmatch(
-        r"goes on: p = [\d.]+ at look 1 of 3 \(2 seeds\), boundary 0\.02", reasons(first)["gelu"]
-    )
+    assert re.fullmatch(r"goes on: p = [\d.]+ at look 1 of 3 \(2 seeds\), boundary 0\.02", reasons(first)["gelu"])
     assert claims["smear"]["reason"].endswith("; above 0.35, so it leaves the race")
     assert claims["no_rope"]["reason"] == "undecided: a run diverged at look 2 of 3 (3 seeds), so it leaves the race"
     assert all(claims["no_rope"][key] is None for key in ("difference", "low", "high", "p_value"))
