@@ -22,9 +22,12 @@ from gptlib.notebook import (
 )
 from gptlib.report import science_plots
 from gptlib.stats.compare import Comparison, contrast
+from gptlib.study.budget import burn_down, spent, stage_costs
 from gptlib.study.experiment import Experiment
 from gptlib.study.hypothesis import METRICS, combine, load_ablation
+from gptlib.study.prices import load_prices, past_runs
 from gptlib.study.registration import decision, registration
+from gptlib.study.studies import Study
 
 
 class Interaction(NamedTuple):
@@ -77,7 +80,8 @@ def stages(parameters: RunParameters) -> Markdown:
     if decided is None:
         return Markdown("This study has no stages: every ablation was run at full length with every seed.")
     _show_stages(decided)
-    lines = [f"**{sentence(decided['verdict'])}.**"]
+    _show_budget(parameters)
+    lines = [f"**Verdict: {decided['verdict']}.**"]
     for claim in decided["claims"]:
         interval = "" if claim["low"] is None else (
             f" Difference {claim['difference']:+.4f} [{claim['low']:+.4f}, {claim['high']:+.4f}], the interval at the "
@@ -105,29 +109,28 @@ def _show_stages(decided: dict[str, Any]) -> None:
     ]
     if not rows:
         return
-    display(pd.DataFrame(rows).set_index(["stage", "variant"]))
+    with pd.option_context("display.max_colwidth", None):
+        display(pd.DataFrame(rows).set_index(["stage", "variant"]))
     ranks = pd.DataFrame([{**row, "stage": row["stage"][0]} for row in rows]).dropna()
     ranks = ranks.drop_duplicates(["stage", "variant"], keep="last")[["stage", "variant", "difference"]]
     if ranks["stage"].nunique() > 1:
-<<<<<<< HEAD
-        show(science_plots.stage_ranks(ranks), "Difference to the stage's own baseline; a line joins one variant.")
-=======
-        unit = METRICS[decided["metric"]][1]
         show(
-            science_plots.stage_ranks(ranks, unit=unit),
+            science_plots.stage_ranks(ranks, unit=METRICS[decided["metric"]][1]),
             "Difference to the stage's own baseline; a line joins one variant.",
         )
-    lines = [f"**{sentence(decided['verdict'])}.**"]
-    for claim in decided["claims"]:
-        interval = "" if claim["low"] is None else (
-            f" Difference {claim['difference']:+.4f} [{claim['low']:+.4f}, {claim['high']:+.4f}], the interval at the "
-            "level of the last boundary."
-        )  # fmt: skip
-        lines.append(f"- **{claim['variant']}**: {claim['reason']}.{interval}")
-    for arm in decided["target"] or ():
-        lines.append(f"- {arm['variant']} against the target {arm['target']:g}: {arm['reason']}.")
-    return Markdown("\n".join(lines))
->>>>>>> a246cf70c3270df942adb48244e43ced089f06f7
+
+
+def _show_budget(parameters: RunParameters) -> None:
+    """Dollars planned, spent and left by stage, where the study declares a budget."""
+    sealed = registration(Path(parameters.outputs), parameters.study)
+    study = Study.model_validate(sealed["study"]) if sealed else None
+    if study is None or study.stages is None or study.stages.budget_dollars is None:
+        return
+    prices, outputs = load_prices(), Path(parameters.outputs)
+    costs = stage_costs(study, prices, past_runs(outputs, prices))
+    rows = burn_down(costs, spent(study, outputs, prices), study.stages.budget_dollars)
+    frame = pd.DataFrame(rows)
+    show(science_plots.burn_down(frame), "Dollars of each stage, planned at worst and spent, and what is left.")
 
 
 def label_of(answers: Iterable[Answer]) -> str:
