@@ -225,7 +225,10 @@ def parse_json(text: str, loss: str = "val_loss") -> list[Trial]:
         raise ValueError(NOTHING)
     rows = [row for value in content.values() for row in _history(value)]
     config = content["config"] if isinstance(content.get("config"), dict) else {}
-    said = {"name": config.get("experiment_name", content.get("experiment_name")), "seed": config.get("seed")}
+    said = {
+        "experiment_name": config.get("experiment_name", content.get("experiment_name")),
+        "seed": config.get("seed"),
+    }
     said = {key: value for key, value in said.items() if value is not None}
     if rows and isinstance(content.get("duration_seconds"), int | float):
         rows[-1] = {"duration_seconds": content["duration_seconds"]} | rows[-1]
