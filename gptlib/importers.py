@@ -200,7 +200,8 @@ def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         kept.append(run)
     copies = len(runs) - len(kept)
     notes = [f"{copies} logs repeat the run of another and are left out"] if copies else []
-    return [run for run in runs if any(run is other for other in kept)], notes
+    stay = set(map(id, kept))
+    return [run for run in runs if id(run) in stay], notes
 
 
 # --- records ----------------------------------------------------------------------------------------------------
