@@ -11,6 +11,7 @@ from gptlib.stats.compare import Comparison, holm
 from gptlib.stats.target import Claim, one_sample
 from gptlib.study.experiment import finals, judge_results, run_statistics
 from gptlib.study.hypothesis import Analysis
+from gptlib.study.registration import role
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def _read_arm(folder: Path, name: str, step: int | None) -> Arm:
         raise records.RecordError(
             f"{folder}: no finished record (no summary.json); name folders such as outputs/<study>/<stage>/<variant>, "
             "and bring the logs of others in with `gptlib import-log`"
+        )
+    outputs, study, stage = folder.parents[2], folder.parents[1].name, folder.parent.name
+    if (part := role(outputs, study, stage)) in ("screen", "check"):
+        raise records.RecordError(
+            f"{folder}: a {part} of a staged study only chooses what goes on, a claim on its seeds would be biased; "
+            "compare the race (stage C)"
         )
     config, summary = (records.read_json(folder / file) for file in ("config.json", "summary.json"))
     try:

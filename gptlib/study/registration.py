@@ -60,10 +60,10 @@ def decision(outputs: Path, study: str) -> dict[str, Any] | None:
     return records.read_json(path) if path.exists() else None
 
 
-def role(plan: Plan) -> str:
-    """`screen`, `check` or `race` for an experiment of a staged study, else empty: only the last claims by itself."""
-    sealed = registration(plan.outputs, plan.study)
-    return ROLES.get(plan.stage, "") if sealed and sealed["study"].get("stages") else ""
+def role(outputs: Path, study: str, stage: str) -> str:
+    """`screen`, `check` or `race` for a stage of a staged study, else empty: only the last claims by itself."""
+    sealed = registration(outputs, study)
+    return ROLES.get(stage, "") if sealed and sealed["study"].get("stages") else ""
 
 
 def staged_verdict(plan: Plan) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ def staged_verdict(plan: Plan) -> dict[str, Any] | None:
 
     Screen and check make no claim; the race makes its own, once it has ended with exactly the seeds of `plan`.
     """
-    part, sealed = role(plan), registration(plan.outputs, plan.study)
+    part, sealed = role(plan.outputs, plan.study, plan.stage), registration(plan.outputs, plan.study)
     if not part or sealed is None:
         return None
     fields = {"test": part, "alpha": sealed["study"]["stages"]["alpha"]}

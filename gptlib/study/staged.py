@@ -160,7 +160,7 @@ class _Stages:
             at = f"at look {number} of {len(limits)} ({seeds} seeds)"
             reasons = []
             for i in np.flatnonzero(going):
-                verdict, why = self._verdict(found, i, bool(np.isfinite(seen[i + 1]).all()), over)
+                verdict, why = self._verdict(found, int(i), bool(np.isfinite(seen[i + 1]).all()), over)
                 reasons.append(f"{verdict or 'goes on'}: p = {found.p[i]:.3g} {at}, boundary {limit:.3g}{why}")
                 if verdict:
                     values = {"p_value": float(found.p[i])} | {key: float(row[i]) for key, row in numbers.items()}
