@@ -30,30 +30,30 @@ Row = dict[str, Any]
 
 
 class ExperimentConfig(BaseModel):
-    """What is trained, and how: noted in the log and never acted upon. None: not said."""
+    """What is trained, and how: noted in the log, never acted upon. None: not said, so nothing is claimed of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     experiment_name: str = "untitled"
-    vocab_size: PositiveInt = 10_000
-    context_length: PositiveInt = 256
-    d_model: PositiveInt = 512
-    num_heads: PositiveInt = 8
-    d_ff: PositiveInt = 2048
-    num_layers: PositiveInt = 6
-    dropout: float = 0.0
-    rope_theta: float | None = 10_000.0
+    vocab_size: PositiveInt | None = None
+    context_length: PositiveInt | None = None
+    d_model: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    d_ff: PositiveInt | None = None
+    num_layers: PositiveInt | None = None
     num_parameters: PositiveInt | None = None
-    batch_size: PositiveInt = 64
+    dropout: float | None = None
+    rope_theta: float | None = None
+    batch_size: PositiveInt | None = None
     max_iters: PositiveInt | None = None  # a run that ends well before them has no final loss when it is imported
-    max_learning_rate: float = Field(6e-4, validation_alias=AliasChoices(*RATES))
-    min_learning_rate: float = 0.0
-    warmup_iters: int = 0
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float | None = 1.0
+    max_learning_rate: float | None = Field(None, validation_alias=AliasChoices(*RATES))
+    min_learning_rate: float | None = None
+    warmup_iters: int | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    grad_clip: float | None = None
     seed: int | None = None  # with it, runs can be paired
-    device: Annotated[str, BeforeValidator(str)] = "cpu"
+    device: Annotated[str | None, BeforeValidator(lambda device: None if device is None else str(device))] = None
 
     def __init__(self, **values: Any) -> None:
         """Raises ConfigError: a line for each problem, with the nearest name for an unknown one."""
@@ -63,7 +63,7 @@ class ExperimentConfig(BaseModel):
             raise ConfigError("\n".join(_problem(e) for e in error.errors())) from None
 
     @property
-    def learning_rate(self) -> float:
+    def learning_rate(self) -> float | None:
         return self.max_learning_rate
 
 
@@ -124,7 +124,7 @@ class ExperimentLog:
         """The numbers that runs are compared by."""
         names = ("best_val_loss", "best_train_loss", "final_val_loss", "final_train_loss", "duration_seconds")
         values = {name: getattr(self, name) for name in (*names, "tokens_per_sec", "gradient_steps", "diverged_at")}
-        return values | {"samples_per_sec": self.tokens_per_sec / self.config.context_length}
+        return values | {"samples_per_sec": self.tokens_per_sec / (self.config.context_length or math.nan)}
 
     def journal_entry(self) -> str:
         """Markdown: configuration, results and key metrics, with empty places for what only a person can say."""
