@@ -175,6 +175,20 @@ def test_every_shipped_study_passes_the_difference_gate_on_its_own_base():
             assert diff(config, variant).keys() == ablation.change.keys()
 
 
+@pytest.mark.parametrize("name", ["staged_quick", "speedrun_staged", "aa"])
+def test_every_arm_of_every_stage_and_repeat_of_a_shipped_study_resolves(name):
+    from gptlib.study.budget import staged_config
+    from gptlib.study.hypothesis import load_ablation
+    from gptlib.study.studies import load_study
+
+    study = load_study(name)
+    stages = list(study.stages.stages()) if study.stages else [None]
+    assert (len(stages) > 1) != (study.repeats > 1)
+    for stage, ablation in itertools.product(stages, study.ablations):
+        config, change = staged_config(study, stage), load_ablation(ablation)
+        require_only(config, change.apply(config), change.change)
+
+
 def test_lists_and_words_of_a_file_are_overrides_too():
     config = load_config("smoke", ["model.skip_attention=[0, 1]", "model.window_pattern=SL", "model.value_layers=[]"])
     assert config.model.skip_attention == (0, 1) and config.model.window_pattern == "SL"

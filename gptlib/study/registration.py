@@ -44,7 +44,8 @@ def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[
         records.write_json(path, stamp | content)
         return []
     deviations = list(dict.fromkeys([*first["deviations"], *_deviations(first, content)]))
-    records.write_json(path, first | {"deviations": deviations})
+    if deviations != first["deviations"]:
+        records.write_json(path, first | {"deviations": deviations})
     return deviations
 
 
@@ -69,12 +70,13 @@ def role(outputs: Path, study: str, stage: str) -> str:
 def staged_verdict(plan: Plan) -> dict[str, Any] | None:
     """What may be said of an experiment of a staged study, as fields of a Comparison; None where there are no stages.
 
-    Screen and check make no claim; the race makes its own, once it has ended with exactly the seeds of `plan`.
+    Screen and check make no claim; the race makes its own, once it has ended with exactly the seeds of `plan`. Its p is
+    one-sided at the study's alpha, so its interval is one of 1 - 2 alpha: `alpha` here is that of the interval.
     """
     part, sealed = role(plan.outputs, plan.study, plan.stage), registration(plan.outputs, plan.study)
     if not part or sealed is None:
         return None
-    fields = {"test": part, "alpha": sealed["study"]["stages"]["alpha"]}
+    fields = {"test": part, "alpha": 2 * sealed["study"]["stages"]["alpha"]}
     decided = decision(plan.outputs, plan.study) or {"claims": []}
     for claim in decided["claims"] if part == "race" else ():
         if claim["variant"] == plan.variant and claim["seeds"] == len(plan.seeds):

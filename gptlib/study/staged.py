@@ -159,12 +159,14 @@ class _Stages:
             over = number == len(limits) or bool(found.claimed.any())
             at = f"at look {number} of {len(limits)} ({seeds} seeds)"
             reasons = []
-            for i in np.flatnonzero(going):
-                verdict, why = self._verdict(found, int(i), bool(np.isfinite(seen[i + 1]).all()), over)
-                reasons.append(f"{verdict or 'goes on'}: p = {found.p[i]:.3g} {at}, boundary {limit:.3g}{why}")
+            for i in map(int, np.flatnonzero(going)):
+                whole = bool(np.isfinite(seen[i + 1]).all())
+                verdict, why = self._verdict(found, i, whole, over)
+                seen_here = f"p = {found.p[i]:.3g} {at}, boundary {limit:.3g}" if whole else f"a run diverged {at}"
+                reasons.append(f"{verdict or 'goes on'}: {seen_here}{why}")
                 if verdict:
                     values = {"p_value": float(found.p[i])} | {key: float(row[i]) for key, row in numbers.items()}
-                    shown = values if np.isfinite(values["difference"]) else dict.fromkeys(values)
+                    shown = values if whole else dict.fromkeys(values)
                     claim = {"variant": entered[i], "verdict": verdict, "reason": reasons[-1], "seeds": seeds}
                     claims[entered[i]] = claim | shown
             on = (found.racing | found.claimed)[going]
@@ -184,7 +186,7 @@ class _Stages:
         if found.claimed[i]:
             return "better", ""
         if not whole:
-            return "undecided", "; a run diverged, so it leaves the race"
+            return "undecided", ", so it leaves the race"
         if found.p[i] > self.rule.futility:
             return "undecided", f"; above {self.rule.futility:g}, so it leaves the race"
         return ("undecided", "; the race is over") if over else ("", "")
@@ -240,6 +242,8 @@ class _Stages:
         """Refuse what may not start: a race of uncommitted code, and what the budget cannot pay, to the end."""
         if name == "C" and records.git_info()["dirty"]:
             raise StageStopped("stage C: the checkout has changes that no commit holds; commit them, then run again")
+        if self.staging.budget_dollars is None:
+            return
         runs = sum(len(self._to_the_end(plan).pending()) for plan in plans)
         budget = Budget.of(self.run.study, self.run.outputs, load_prices(), self.pivoted)
         try:

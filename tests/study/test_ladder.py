@@ -10,7 +10,7 @@ import yaml
 from gptlib import notebook, records
 from gptlib.config import flatten
 from gptlib.report.html import notebook_html
-from gptlib.study import runner
+from gptlib.study import runner, steps
 from gptlib.study.plan import plan_experiment
 
 STUDY = {
@@ -30,7 +30,7 @@ def study(outputs, overrides, executed, shown, tmp_path, monkeypatch):
     small = {key: value for key, value in overrides.items() if key != "model.num_layers"}
     for name, layers in (("one", 1), ("two", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"base: smoke\nmodel: {{num_layers: {layers}}}\n")
-    path, papermill, executions = tmp_path / "ladder.yaml", runner._papermill, []
+    path, papermill, executions = tmp_path / "ladder.yaml", steps._papermill, []
     bases = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
     path.write_text(yaml.safe_dump(STUDY | {"base": bases, "overrides": small}))
 
@@ -47,7 +47,7 @@ def study(outputs, overrides, executed, shown, tmp_path, monkeypatch):
             notebook.ablation_of(asked, asked.ablation())
         return 0
 
-    monkeypatch.setattr(runner, "_papermill", execute)
+    monkeypatch.setattr(steps, "_papermill", execute)
 
     def run():
         executions.clear()
@@ -109,10 +109,10 @@ def test_sizes_and_pairs_are_reported_once_and_for_all(study, outputs):
 
 def test_the_bar_counts_the_steps_of_every_base(outputs, tiny, monkeypatch, wait_until, tmp_path):
     plans = [plan_experiment(outputs, "ladder", stage, tiny(), [42]) for stage in ("full", "full-two")]
-    steps = [runner.Step(plan.variant, tmp_path, {}, tmp_path, plan) for plan in plans]
+    asked = [steps.Step(plan.variant, tmp_path, {}, tmp_path, plan) for plan in plans]
     bar = SimpleNamespace(n=0, set_postfix_str=lambda *_, **__: None, refresh=lambda: None, close=lambda: None)
-    monkeypatch.setattr(runner, "tqdm", lambda **given: vars(bar).update(given) or bar)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(runner, "_steps_done", lambda plan: 3)
-    with runner._progress(steps):
+    monkeypatch.setattr(steps, "tqdm", lambda **given: vars(bar).update(given) or bar)
+    monkeypatch.setattr(steps, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(steps, "_steps_done", lambda plan: 3)
+    with steps.progress(asked):
         assert wait_until(lambda: bar.n, 5) == 6 and bar.total == 8

@@ -1,0 +1,142 @@
+"""What 90_analysis says of stages, repeats and the registration; the cells of the notebook itself run elsewhere."""
+
+from types import SimpleNamespace
+
+import pytest
+from scipy import stats
+
+from gptlib import analysis, records
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    return SimpleNamespace(outputs=str(tmp_path), study="s", stage="full", seeds=[42], ablations=["gelu"], repeats={})
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    things = []
+    monkeypatch.setattr(analysis, "display", things.append)
+    monkeypatch.setattr(analysis, "show", lambda figure, sentence="": things.append(sentence))
+    return things
+
+
+def arm(variant, difference, goes_on=True, reason="kept"):
+    mean = None if difference is None else 3 + difference
+    return {"variant": variant, "mean": mean, "difference": difference, "goes_on": goes_on, "reason": reason}
+
+
+DECIDED = {
+    "verdict": "gelu better than the baseline, at a chance of 0.05 for any false claim",
+    "target": None,
+    "stages": [
+        {"stage": "A", "role": "screen", "seeds": 2, "arms": [arm("gelu", -0.1), arm("smear", None, False, "lost")]},
+        {"stage": "C", "role": "race", "look": 1, "seeds": 3, "arms": [arm("gelu", -0.2)]},
+        {"stage": "C", "role": "race", "look": 2, "seeds": 5, "arms": [arm("gelu", -0.3)]},
+    ],
+    "claims": [
+        {"variant": "gelu", "verdict": "better", "reason": "better: p = 0.01", "seeds": 5, "difference": -0.3,
+         "low": -0.4, "high": -0.2, "p_value": 0.01},
+        {"variant": "relu", "verdict": "undecided", "reason": "undecided: a run diverged", "seeds": 3,
+         "difference": None, "low": None, "high": None, "p_value": None},
+    ],
+}  # fmt: skip
+
+
+def decide(parameters, **changes):
+    records.write_json(analysis.Path(parameters.outputs) / "s" / "decision.json", DECIDED | changes)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------
+
+
+def test_a_study_without_stages_says_so(parameters, displayed):
+    assert analysis.stages(parameters).data.startswith("This study has no stages:") and displayed == []
+
+
+def test_every_stage_and_look_is_a_row_and_every_claim_a_line(parameters, displayed):
+    decide(parameters)
+    said = analysis.stages(parameters).data.splitlines()
+    assert said == [
+        "**Gelu better than the baseline, at a chance of 0.05 for any false claim.**",
+        "- **gelu**: better: p = 0.01. Difference -0.3000 [-0.4000, -0.2000], the interval at the level of the last "
+        "boundary.",
+        "- **relu**: undecided: a run diverged.",
+    ]
+    table, sentence = displayed
+    assert list(table.index) == [
+        ("A (screen)", "gelu"),
+        ("A (screen)", "smear"),
+        ("C (race), look 1", "gelu"),
+        ("C (race), look 2", "gelu"),
+    ]
+    assert list(table["goes on"]) == ["yes", "no", "yes", "yes"] and list(table["seeds"]) == [2, 2, 3, 5]
+    assert "a line joins one variant" in sentence
+
+
+def test_ranks_are_drawn_of_the_last_look_and_only_over_several_stages(parameters, displayed, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(analysis.science_plots, "stage_ranks", lambda frame: drawn.append(frame.to_dict("list")))
+    decide(parameters)
+    analysis.stages(parameters)
+    assert drawn == [{"stage": ["A", "C"], "variant": ["gelu", "gelu"], "difference": [-0.1, -0.3]}]
+    decide(parameters, stages=DECIDED["stages"][:1])
+    analysis.stages(parameters)
+    assert len(drawn) == 1
+
+
+def test_the_target_is_a_line_for_each_arm(parameters, displayed):
+    decide(parameters, target=[{"variant": "gelu", "target": 3.28, "reason": "the mean is below"}])
+    assert "- gelu against the target 3.28: the mean is below." in analysis.stages(parameters).data
+
+
+def test_a_study_that_stopped_before_its_first_stage_has_one_line(parameters, displayed):
+    decide(parameters, stages=[], claims=[], verdict="not finished: stage A: its first run failed")
+    assert analysis.stages(parameters).data == "**Not finished: stage A: its first run failed.**" and displayed == []
+
+
+# --- repeats ----------------------------------------------------------------------------------------------------
+
+
+def answer(variant, difference, p):
+    compared = SimpleNamespace(difference=difference, p_value=p)
+    return SimpleNamespace(variant=SimpleNamespace(plan=SimpleNamespace(variant=variant)), comparison=compared)
+
+
+def test_without_repeats_the_table_is_empty_and_has_its_columns(parameters):
+    found = analysis.repeated(parameters, [answer("gelu", 0.1, 0.2)])
+    assert len(found) == 0 and list(found.columns) == ["stage", "variant", "difference", "p_value"]
+
+
+def test_the_first_repeat_is_the_study_itself(parameters, monkeypatch):
+    asked = []
+
+    def copied(update):
+        return SimpleNamespace(**{**vars(parameters), **update})
+
+    def ablation_of(there, ablation):
+        asked.append((there.stage, there.seeds, ablation.variant))
+        return answer(ablation.variant, 0.2, 0.5)
+
+    monkeypatch.setattr(analysis, "ablation_of", ablation_of)
+    parameters.model_copy, parameters.repeats = copied, {"full-02": [1042], "full-03": [2042]}
+    found = analysis.repeated(parameters, [answer("gelu", 0.1, 0.2)])
+    assert asked == [("full-02", [1042], "gelu"), ("full-03", [2042], "gelu")]
+    assert list(found["stage"]) == ["full", "full-02", "full-03"] and list(found["p_value"]) == [0.2, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("below", "of", "alpha"), [(2, 40, 0.05), (9, 40, 0.05), (0, 10, 0.05), (0, 400, 0.01)])
+def test_the_share_of_small_p_values_beside_its_band(below, of, alpha):
+    said = analysis.share_below([alpha / 2] * below + [0.5] * (of - below), alpha)
+    low, high = stats.binom.ppf([0.025, 0.975], of, alpha)
+    word = "inside" if low <= below <= high else "OUTSIDE"
+    assert said == (
+        f"{below} of {of} comparisons have p < {alpha:g} ({100 * below / of:.1f} %), {word} the 95 % band of "
+        f"{low:.0f} to {high:.0f} that holds where nothing differs."
+    )
+    assert stats.binom.cdf(high, of, alpha) - stats.binom.cdf(low - 1, of, alpha) >= 0.95
+
+
+def test_comparisons_that_could_not_be_tested_are_not_counted():
+    assert analysis.share_below([None, float("nan"), 0.5, 0.01]).startswith("1 of 2 comparisons")
+    assert analysis.share_below([]) == analysis.share_below([None]) == "No comparison could be tested."
