@@ -198,6 +198,15 @@ def results(study: str, stage: str = "full", outputs: Outputs = None) -> None:
     print(json.dumps(study_results(_outputs(outputs), study, stage), indent=1))
 
 
+@app.command()
+def journal(study: Annotated[str, typer.Argument(help="a study's folder below outputs, or a name in params/studies")],
+            stage: str = "full", outputs: Outputs = None) -> None:  # fmt: skip
+    """Print a study's journal in Markdown, with empty headings for what only a person can say."""
+    from gptlib.report.journal import journal as text
+
+    print(text(_outputs(outputs), study, stage), end="")
+
+
 @app.command("import-log")
 def import_log(files: Annotated[list[Path], typer.Argument(help="logs, or folders that hold them")],
                name: Annotated[str, typer.Option(help="[STAGE/]VARIANT: one experiment of everything")] = "",
