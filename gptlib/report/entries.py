@@ -29,7 +29,7 @@ class Entry:
 
     def change(self) -> str:
         """What was changed, `key old → new`; of an experiment that was not run, what is asked for."""
-        found: Mapping[str, Any] = self.record.get("difference") or {}
+        found: dict[str, Any] = self.record.get("difference") or {}
         if not found and self.ablation and self.status == "not run":
             return ", ".join(f"{key} {value}" for key, value in self.ablation.change.items())
         return ", ".join(f"{key} {old} → {new}" for key, (old, new) in found.items()) or "none"
