@@ -57,6 +57,7 @@ def in_process(run):
             "capacity.yaml: no profile 'cpus'; did you mean",
         ),
         (["study", "quickstart", "--profile", "cpu"], "quickstart.yaml: no profile 'cpu'"),
+        (["journal", "nothing"], "no record, and params/studies has no nothing"),
         (["data", "prepare", "smke"], "did you mean 'smoke'"),
         (["data", "verify", "nowhere"], "nowhere: no such file or folder; name a dataset's folder"),
         (["data", "export", "nowhere", "here"], "manifest.json: missing or unreadable"),

@@ -16,6 +16,9 @@ from gptlib.study.prices import VOCABULARY
 
 SHARES = (0, 10, 20, 50, 90, 100)  # per cent of the steps, the rows of "key metrics over training"
 METRICS = (("train_loss", "{:.4f}"), ("val_loss", "{:.4f}"), ("lr", "{:.2e}"), ("tokens_per_second", "{:,.0f}"))
+COMPARISON = "ablation_comparison.png"  # beside the stages of a study: the curves of all experiments
+COURSE = {"no_norm_low_lr": "Layer norm", "post_norm": "Pre-norm against post-norm", "no_rope": "NoPE against RoPE",
+          "silu_ffn": "SiLU against SwiGLU"}  # fmt: skip
 FOR_THE_PERSON = ("Observations", "Lessons learned", "Next steps")
 
 
@@ -25,7 +28,10 @@ def journal(outputs: Path, study: str, stage: str = "full") -> str:
     parts = [f"# Journal: {study}, stage {stage}"]
     parts += [_section(place, entry) for place, entry in enumerate(found, 1) if entry.record]
     parts += ["## Hyperparameter search summary", search_table(found)]
-    parts += ["## Parameter efficiency", efficiency_table(found), "## Key findings"]
+    parts += ["## Parameter efficiency", efficiency_table(found)]
+    if boxes := deliverables(outputs, study, stage):
+        parts += ["## Deliverables", boxes]
+    parts += ["## Key findings"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -124,6 +130,57 @@ def efficiency_table(found: Iterable[Entry]) -> str:
             ]
         )
     return table(["Experiment", "Parameters", "Best val loss", "Training time", "Samples/s"], rows)
+
+
+# --- an analysis as plain text, and what a course asks for -------------------------------------------------------
+
+
+def analysis_text(outputs: Path, study: str, stage: str = "full") -> str:
+    """A paragraph per experiment: status, losses, and what was expected against what came. Raises RecordError."""
+    parts = [f"Ablation analysis of {study}, stage {stage}"]
+    for entry in entries(outputs, study, stage):
+        lost = sum(result["status"] == "diverged" for result in entry.results)
+        lines = [f"{entry.name}: {entry.change()}", f"  {entry.status}" + (f", {lost} runs diverged" if lost else "")]
+        best = number(min(entry.values("best_val_loss"), default=None))
+        lines += [f"  val loss {entry.mean_text('final_val_loss')}, best of any run {best}"] if entry.results else []
+        verdict, percent, reason = (
+            lookup(entry.summary, "comparison", key) for key in ("verdict", "percent", "reason")
+        )
+        if entry.ablation:
+            lines += [f"  expected {entry.ablation.expect.text()}"]
+        if entry.ablation and verdict:
+            outcome = entry.ablation.expect.outcome(verdict, percent)
+            lines += [f"  found {number(percent, '{:+.2f} %')}, {verdict} ({reason}); expectation {outcome}"]
+        parts.append("\n".join(lines))
+    if boxes := deliverables(outputs, study, stage):
+        parts += ["Deliverables", boxes]
+    return "\n\n".join(parts) + "\n"
+
+
+def deliverables(outputs: Path, study: str, stage: str = "full") -> str:
+    """What CS336 asks for its ablations, ticked where the records have it; empty for a study that has not all of them.
+
+    Curves count where their picture is there, a commentary where a comparison was judged and says why.
+    """
+    found = {entry.name: entry for entry in entries(outputs, study, stage)}
+    if not {*COURSE, "no_norm"} <= set(found):
+        return ""
+
+    def drawn(name: str) -> bool:
+        return (outputs / study / stage / name / "loss_curves.png").is_file()
+
+    slow, lines = found["no_norm_low_lr"], list[str]()
+    stable = drawn(slow.name) and bool(slow.results) and all(r["status"] == "finished" for r in slow.results)
+    for name, title in COURSE.items():
+        boxes = [(f"commentary: the verdict on {name}", bool(lookup(found[name].summary, "comparison", "reason")))]
+        if name == slow.name:
+            curves = [("learning curve at the full rate: no_norm", drawn("no_norm"))]
+            boxes = [*curves, (f"learning curve at a rate at which no run diverges: {name}", stable), *boxes]
+        else:
+            both = drawn("baseline") and drawn(name) and (outputs / study / COMPARISON).is_file()
+            boxes = [(f"comparative learning curves: {COMPARISON}", both), *boxes]
+        lines += [f"- {title}", *(f"  - [{'x' if done else ' '}] {what}" for what, done in boxes)]
+    return "\n".join(lines)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from gptlib import records
-from gptlib.report.journal import FOR_THE_PERSON, journal
+from gptlib.report.journal import COMPARISON, FOR_THE_PERSON, analysis_text, deliverables, journal
 from gptlib.study.experiment import execute, judge, summarise
 from gptlib.study.hypothesis import load_ablation
 from gptlib.study.plan import plan_experiment
@@ -94,3 +94,37 @@ def test_a_study_that_was_not_run_is_listed_from_its_file_and_an_unknown_one_is_
     assert {cells[3] for cells in rows(text, "Hyperparameter search summary").values()} == {"not run"}
     with pytest.raises(records.RecordError, match="no record, and params/studies has no nothing"):
         journal(outputs, "nothing")
+
+
+def test_the_analysis_says_what_was_expected_and_what_came(recorded):
+    outputs, _, variant = recorded
+    found = {part.split(":")[0]: part for part in analysis_text(outputs, "s").split("\n\n")}
+    comparison = variant.summary()["comparison"]
+    outcome = load_ablation("gelu").expect.outcome(comparison["verdict"], comparison["percent"])
+    assert f"  found {comparison['percent']:+.2f} %, {comparison['verdict']}" in found["gelu"]
+    assert found["gelu"].endswith(f"expectation {outcome}") and "expected worse, by 0 to 3 %" in found["gelu"]
+    assert found["higher_lr"].endswith("not run\n  expected better, by 0 to 15 %\n") and "in progress" in found["relu"]
+    assert deliverables(outputs, "s") == "" and "Deliverables" not in journal(outputs, "s")
+
+
+def test_a_box_is_ticked_by_what_is_there(tmp_path):
+    assert deliverables(tmp_path, "cs336").count("[ ]") == 9
+    place = tmp_path / "cs336" / "full"
+    for name, status in (
+        ("baseline", "finished"),
+        ("no_norm", "diverged"),
+        ("no_norm_low_lr", "finished"),
+        ("post_norm", "finished"),
+    ):
+        records.write_json(place / name / "config.json", {"fingerprint": "f", "seeds": [1]})
+        records.write_json(place / name / "runs" / "a" / "run.json", {"fingerprint": "f"})
+        records.write_json(place / name / "runs" / "a" / "result.json", {"status": status})
+        (place / name / "loss_curves.png").touch()
+    assert deliverables(tmp_path, "cs336").count("[x]") == 2, "no comparison was drawn or judged"
+    (tmp_path / "cs336" / COMPARISON).touch()
+    records.write_json(place / "post_norm" / "summary.json", {"comparison": {"reason": "why"}})
+    ticked = [line for line in deliverables(tmp_path, "cs336").splitlines() if "[x]" in line]
+    assert [line.split("] ")[1].split(":")[0] for line in ticked] == [
+        "learning curve at the full rate", "learning curve at a rate at which no run diverges",
+        "comparative learning curves", "commentary",
+    ]  # fmt: skip
