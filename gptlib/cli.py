@@ -36,19 +36,21 @@ def _outputs(folder: Path | None) -> Path:
 @app.command()
 def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or a file")], set: Set = None,
           outputs: Outputs = None,
+          profile: Annotated[str, typer.Option(help="one of the study's profiles, e.g. cpu; its records lie in "
+                                                    "outputs/NAME-PROFILE")] = "",
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say commands, runs and costs, and run nothing")]
           = False) -> None:  # fmt: skip
     """Run what is missing of a study through the notebooks; prints the path of its report."""
     if dry_run:
         from gptlib.study.dry_run import dry_run as lines
 
-        for line in lines(name, _outputs(outputs), tuple(set or ())):
+        for line in lines(name, _outputs(outputs), tuple(set or ()), profile=profile):
             print(line)
         return
     from gptlib.report.html import study_pages
     from gptlib.study.runner import run_study
 
-    outcome = run_study(name, _outputs(outputs), tuple(set or ()))
+    outcome = run_study(name, _outputs(outputs), tuple(set or ()), profile)
     report = study_pages(outcome.folder, outcome.notebooks)
     if outcome.failures:
         raise Unfinished("\n".join([*outcome.failures, f"report of what is there: {report}", "run again to finish"]))
@@ -196,6 +198,15 @@ def results(study: str, stage: str = "full", outputs: Outputs = None) -> None:
     from gptlib.report.results import study_results
 
     print(json.dumps(study_results(_outputs(outputs), study, stage), indent=1))
+
+
+@app.command()
+def journal(study: Annotated[str, typer.Argument(help="a study's folder below outputs, or a name in params/studies")],
+            stage: str = "full", outputs: Outputs = None) -> None:  # fmt: skip
+    """Print a study's journal in Markdown, with empty headings for what only a person can say."""
+    from gptlib.report.journal import journal as text
+
+    print(text(_outputs(outputs), study, stage), end="")
 
 
 @app.command("import-log")

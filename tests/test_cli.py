@@ -52,6 +52,12 @@ def in_process(run):
         (["train", "smoke", "--study", "a/b"], "study='a/b': use up to 80 letters"),
         (["data", "smoke", "--set", "data.corpus=text"], "needs data.path"),
         (["study", "quikstart"], "did you mean 'quickstart'"),
+        (
+            ["study", "capacity", "--profile", "cpus", "--dry-run"],
+            "capacity.yaml: no profile 'cpus'; did you mean",
+        ),
+        (["study", "quickstart", "--profile", "cpu"], "quickstart.yaml: no profile 'cpu'"),
+        (["journal", "nothing"], "no record, and params/studies has no nothing"),
         (["data", "prepare", "smke"], "did you mean 'smoke'"),
         (["data", "verify", "nowhere"], "nowhere: no such file or folder; name a dataset's folder"),
         (["data", "export", "nowhere", "here"], "manifest.json: missing or unreadable"),

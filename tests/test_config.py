@@ -162,17 +162,25 @@ def test_all_shipped_parameter_files_load():
     assert len(bases) >= 3 and len(ablations) >= 6 and len(studies) >= 2
 
 
-def test_every_shipped_study_passes_the_difference_gate_on_its_own_base():
+def test_every_shipped_study_passes_the_difference_gate_on_its_own_base_in_every_profile():
+    from gptlib.matching import match, usual_knob
     from gptlib.study.hypothesis import load_ablation
+    from gptlib.study.prices import vocabulary
     from gptlib.study.studies import load_study
 
     for path in (project_root() / "params" / "studies").glob("*.yaml"):
-        study = load_study(path)
-        for base, name in itertools.product(study.bases, study.ablations):
-            config, ablation = load_config(base, study.overrides), load_ablation(name)
-            variant = ablation.apply(config)
-            require_only(config, variant, ablation.change)
-            assert diff(config, variant).keys() == ablation.change.keys()
+        for profile in ("", *load_study(path).profiles):
+            study = load_study(path, profile=profile)
+            for base, name in itertools.product(study.bases, study.ablations):
+                config, ablation = load_config(base, study.overrides), load_ablation(name)
+                variant = ablation.apply(config)
+                require_only(config, variant, ablation.change)
+                assert diff(config, variant).keys() == ablation.change.keys()
+                if ablation.match in ("steps", "nothing", "params", "flops", "tokens"):  # no measurement is needed
+                    knob = ablation.free or usual_knob(ablation.match, config)
+                    turn, vocab = knob not in ablation.change, vocabulary(config)
+                    matched = match(variant, config, ablation.match, knob, vocab_size=vocab, turn=turn)
+                    assert set(matched.knobs).isdisjoint(ablation.change)
 
 
 @pytest.mark.parametrize("name", ["staged_quick", "speedrun_staged", "aa"])

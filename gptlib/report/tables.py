@@ -12,6 +12,7 @@ from gptlib.matching import TOLERANCE
 from gptlib.stats.compare import Comparison, holm
 from gptlib.study.arms import GridPoint, best_point
 from gptlib.study.hypothesis import Ablation
+from gptlib.study.stability import Stability
 
 MISSING = "–"
 # Row, key, format, and the relative tolerance within which the two experiments count as matched.
@@ -151,6 +152,22 @@ def tuning_table(grid: Iterable[GridPoint], metric: str = "val loss (nats/token)
         for p in points
     ]
     return _indexed(rows, "arm")
+
+
+def stability_table(found: Stability) -> pd.DataFrame:
+    """A row for every factor tried; the largest stable one is marked."""
+    rows = [
+        {
+            "factor": f"{point.factor:.4g}",
+            "learning rate": f"{point.lr:.3g}",
+            "diverged": f"{point.diverged} of {point.runs}",
+            "first at step": number(point.diverged_at, "{:,}"),
+            "val loss (nats/token)": number(point.loss),
+            "": "largest stable" if point == found.largest else "",
+        }
+        for point in found.points
+    ]
+    return _indexed(rows, "factor")
 
 
 def sizes_table(sizes: pd.DataFrame) -> pd.DataFrame:

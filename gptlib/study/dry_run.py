@@ -22,9 +22,10 @@ from gptlib.study.studies import Study, load_study
 TITLES = {"A": "screen", "B": "check", "C": "race"}
 
 
-def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), studies: int = STUDIES) -> Iterator[str]:
+def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), studies: int = STUDIES,
+            profile: str = "") -> Iterator[str]:  # fmt: skip
     """The lines that `gptlib study NAME --dry-run` prints; `studies`: simulated of each design. Raises ConfigError."""
-    study, prices = load_study(name, overrides), load_prices()
+    study, prices = load_study(name, overrides, profile), load_prices()
     past = past_runs(outputs, prices)
     yield f"study {study.name}: {study.question}"
     yield "Nothing is run, written or downloaded. The commands work one by one, in this folder:"

@@ -29,7 +29,7 @@ def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[
     """
     path = folder / "registration.json"
     content = {
-        "study": study.model_dump(mode="json", exclude={"notebooks_at_once"}),
+        "study": study.model_dump(mode="json", exclude={"notebooks_at_once", "profiles"}),
         "ablations": {ablation.variant: ablation.model_dump(mode="json") for ablation in ablations},
     }
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

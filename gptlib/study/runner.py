@@ -36,12 +36,12 @@ class Outcome:
     failures: list[str]
 
 
-def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = ()) -> Outcome:
+def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), profile: str = "") -> Outcome:
     """Run what is missing of a study. A notebook that fails is reported, and all the others still run.
 
     Raises ConfigError for bad input, RecordError when the same study is running already.
     """
-    study = load_study(name, overrides)
+    study = load_study(name, overrides, profile)
     with records.exclusive(outputs / study.name):
         return _Run(study, outputs).all()
 

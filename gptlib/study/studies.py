@@ -10,7 +10,7 @@ from gptlib.fields import RunConfig, Section
 from gptlib.records import NAME
 from gptlib.stats.staging import Rule
 from gptlib.study.hypothesis import combine, distinct_seeds, load_ablation, with_factors
-from gptlib.yaml12 import read_yaml
+from gptlib.yaml12 import read_yaml, suggestion
 
 StageName = Literal["A", "B", "C"]
 REPEAT_SEEDS = 1000  # between the seeds of a repeat and those of the next
@@ -88,6 +88,15 @@ class Staging(Section):
         return {key: values[key] for key in asked}
 
 
+class Profile(Section):
+    """The same study for another machine: what is given here stands in place of the study's own."""
+
+    base: str | list[str] | None = None
+    overrides: dict[str, Any] | None = None
+    ablations: list[str] | None = None
+    seeds: list[int] | None = None
+
+
 class Study(Section):
     """A baseline and its ablations, run through the notebooks; over several bases, the first one reported in full."""
 
@@ -102,6 +111,7 @@ class Study(Section):
     stages: Staging | None = None  # None: all ablations at once, with `seeds`
     repeats: int = Field(1, ge=1, le=99)  # the whole study again and again, each time with fresh seeds
     notebooks_at_once: int = Field(2, ge=1)
+    profiles: dict[str, Profile] = {}
 
     @field_validator("seeds")
     @classmethod
@@ -141,11 +151,21 @@ class Study(Section):
         return name
 
 
-def load_study(name: str | Path, overrides: Overrides = ()) -> Study:
-    """Read a study file, add overrides to its own, check that its ablations exist and differ. Raises ConfigError."""
+def load_study(name: str | Path, overrides: Overrides = (), profile: str = "") -> Study:
+    """Read a study file, add overrides to its own, check that its ablations exist and differ. Raises ConfigError.
+
+    With a profile it is another study, `<name>-<profile>`, so that records of both never lie in one folder.
+    """
     path = params_file("studies", name)
     values, lines = read_yaml(path)
-    study = validate(Study, values, {key: f"{path.name} line {line}" for key, line in lines.items()})
+    where = {key: f"{path.name} line {line}" for key, line in lines.items()}
+    study = validate(Study, values, where)
+    if profile:
+        if profile not in study.profiles:
+            raise ConfigError(f"{path.name}: no profile {profile!r}{suggestion(profile, study.profiles)}")
+        instead = values["profiles"][profile]
+        values = {**values, **instead, "name": f"{study.name}-{profile}", "profiles": {}}
+        study = validate(Study, values, where | {key: where[f"profiles.{profile}.{key}"] for key in instead})
     study = study.model_copy(update={"overrides": parse_overrides(study.overrides) | parse_overrides(overrides)})
     loaded = {ablation: load_ablation(ablation) for ablation in study.ablations}
     variants = [loaded[name].variant for name in study.ablations]

@@ -12,6 +12,7 @@ from gptlib.config import ConfigError, diff
 from gptlib.fields import RunConfig
 from gptlib.study.hypothesis import Ablation, combine
 from gptlib.study.plan import Plan, plan_experiment
+from gptlib.study.registration import register
 from gptlib.study.studies import Study, load_study
 
 Tiny = Callable[..., RunConfig]
@@ -277,3 +278,40 @@ def test_interactions_are_of_the_ablations_of_a_study(study: Callable[..., Study
         ConfigError, match="interaction of gelu and swiglu: both decide model.activation, match, not alike"
     ):
         study(ablations=["gelu", "swiglu"], interactions=[["gelu", "swiglu"]])
+
+
+def test_a_profile_is_a_study_of_its_own_with_what_it_gives_in_place_of_the_studys(tmp_path: Path) -> None:
+    text = {"name": "s", "question": "which?", "base": "smoke", "ablations": ["gelu"], "overrides": {"train.steps": 9}}
+    small = {"overrides": {"train.steps": 3}, "seeds": [7], "ablations": ["relu", "gelu"]}
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump({**text, "profiles": {"cpu": small, "tiny": {"base": "quickstart"}}}))
+    cpu, tiny_one = (load_study(file, {"train.batch_rows": 2}, profile) for profile in ("cpu", "tiny"))
+    assert (cpu.name, cpu.base, cpu.seeds, cpu.ablations) == ("s-cpu", "smoke", [7], ["relu", "gelu"])
+    assert cpu.overrides == {"train.steps": 3, "train.batch_rows": 2}
+    assert (tiny_one.name, tiny_one.base, tiny_one.overrides["train.steps"]) == ("s-tiny", "quickstart", 9)
+    assert load_study(file).name == "s" and not cpu.profiles
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ({"seeds": [1, 1]}, "s.yaml line 7: seeds=[1, 1]: give at least one, each once"),
+        ({"seed": [1]}, "s.yaml line 7: unknown key 'profiles.cpu.seed'"),
+        ({"ablations": ["glu"]}, "glu.yaml: no such file"),
+        ({"overrides": {"train.stps": 1}}, "did you mean 'train.steps'"),
+        (None, "profiles.cpu=None: "),
+    ],
+    ids=str,
+)
+def test_a_profile_that_does_not_fit_is_one_line(tmp_path: Path, profile: Any, message: str) -> None:
+    text = {"name": "s", "question": "which?", "base": "smoke", "ablations": ["gelu"], "profiles": {"cpu": profile}}
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(text, sort_keys=False, default_flow_style=None))
+    with pytest.raises(ConfigError) as error:
+        load_study(file, profile="cpu")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_registration_does_not_hold_the_profiles(outputs: Path) -> None:
+    register(load_study("capacity"), [], outputs / "capacity")
+    assert "profiles" not in records.read_json(outputs / "capacity" / "registration.json")["study"]
