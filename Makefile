@@ -26,7 +26,7 @@ help:
 	@echo 'make clean    delete .venv and caches; outputs/ stays'
 
 study: $(INSTALLED)
-	$(BIN)/gptlib study $(STUDY) $(addprefix --set ,$(SET))
+	$(BIN)/gptlib study $(STUDY) $(addprefix --set ,$(SET)) $(addprefix --profile ,$(PROFILE))
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from IPython.display import Markdown, display
+from matplotlib.figure import Figure
 
+from gptlib import records
 from gptlib.config import ConfigError
 from gptlib.notebook import (
     AnalysisParameters,
@@ -20,11 +22,12 @@ from gptlib.notebook import (
     shared_analysis,
     show,
 )
-from gptlib.report import science_plots
+from gptlib.report import journal, plots, science_plots, tables
+from gptlib.report.compare import comparison_lines, read_arms
 from gptlib.stats.compare import Comparison, contrast
 from gptlib.study.budget import burn_down, spent, stage_costs
 from gptlib.study.experiment import Experiment
-from gptlib.study.hypothesis import METRICS, combine, load_ablation
+from gptlib.study.hypothesis import METRICS, Analysis, combine, load_ablation
 from gptlib.study.prices import load_prices, past_runs
 from gptlib.study.registration import decision, registration
 from gptlib.study.studies import Study
@@ -131,6 +134,26 @@ def _show_budget(parameters: RunParameters) -> None:
     rows = burn_down(costs, spent(study, outputs, prices), study.stages.budget_dollars)
     frame = pd.DataFrame(rows)
     show(science_plots.burn_down(frame), "Dollars of each stage, planned at worst and spent, and what is left.")
+
+
+def foreign(parameters: AnalysisParameters) -> Markdown:
+    """Records of other programs' runs, the first as the baseline: table, curves and verdicts. Raises RecordError."""
+    if not parameters.imported:
+        return Markdown("No records of other programs were named.")
+    folders = [Path(parameters.outputs) / "imported" / name for name in parameters.imported]
+    arms = read_arms(folders)
+    display(tables.summary_table([records.read_json(folder / "summary.json") for folder in folders]))
+    frames = [pd.read_csv(f / "metrics.csv").assign(variant=arm.name) for f, arm in zip(folders, arms, strict=True)]
+    show(plots.loss_curves(pd.concat(frames, ignore_index=True), title="Runs of other programs"), "As their logs say.")
+    return Markdown("\n\n".join(comparison_lines(arms, Analysis())))
+
+
+def write_comparison(parameters: RunParameters, figure: Figure) -> None:
+    """Write ablation_comparison.png and ablation_analysis.txt into the study's folder."""
+    outputs = Path(parameters.outputs)
+    figure.savefig(outputs / parameters.study / journal.COMPARISON, dpi=110)
+    text = journal.analysis_text(outputs, parameters.study, parameters.stage)
+    records.write_text(outputs / parameters.study / "ablation_analysis.txt", text)
 
 
 def label_of(answers: Iterable[Answer]) -> str:

@@ -102,6 +102,7 @@ class AnalysisParameters(RunParameters):
     interactions: list[tuple[str, str]] = []
     ladder: dict[str, str] = {}
     repeats: dict[str, list[int]] = {}
+    imported: list[str] = []
     missing: list[str] = []
 
 

@@ -27,6 +27,7 @@ def arm(variant, difference, goes_on=True, reason="kept"):
 
 
 DECIDED = {
+    "metric": "final_val_loss",
     "verdict": "gelu better than the baseline, at a chance of 0.05 for any false claim",
     "target": None,
     "stages": [
@@ -58,7 +59,7 @@ def test_every_stage_and_look_is_a_row_and_every_claim_a_line(parameters, displa
     decide(parameters)
     said = analysis.stages(parameters).data.splitlines()
     assert said == [
-        "**Gelu better than the baseline, at a chance of 0.05 for any false claim.**",
+        "**Verdict: gelu better than the baseline, at a chance of 0.05 for any false claim.**",
         "- **gelu**: better: p = 0.01. Difference -0.3000 [-0.4000, -0.2000], the interval at the level of the last "
         "boundary.",
         "- **relu**: undecided: a run diverged.",
@@ -92,7 +93,10 @@ def test_the_target_is_a_line_for_each_arm(parameters, displayed):
 
 def test_a_study_that_stopped_before_its_first_stage_has_one_line(parameters, displayed):
     decide(parameters, stages=[], claims=[], verdict="not finished: stage A: its first run failed")
-    assert analysis.stages(parameters).data == "**Not finished: stage A: its first run failed.**" and displayed == []
+    assert (
+        analysis.stages(parameters).data == "**Verdict: not finished: stage A: its first run failed.**"
+        and displayed == []
+    )
 
 
 # --- repeats ----------------------------------------------------------------------------------------------------
