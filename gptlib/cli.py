@@ -2,9 +2,8 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -15,14 +14,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="override, e.g. optim.muon.lr=3e-4; repeatable")]
 Outputs = Annotated[Path | None, typer.Option(help="folder of all records (default: outputs/ of the checkout)")]
-
-
-class Test(StrEnum):
-    """The test of `gptlib compare`, as Analysis names it."""
-
-    welch = "welch"
-    paired = "paired"
-    pooled = "pooled"
 
 
 class Unfinished(RuntimeError):
@@ -230,7 +221,7 @@ def import_log(files: Annotated[list[Path], typer.Argument(help="logs, or folder
 
 @app.command()
 def compare(folders: Annotated[list[Path], typer.Argument(help="records of experiments; the first is the baseline")],
-            test: Annotated[Test, typer.Option(help="against the baseline")] = Test.welch,
+            test: Annotated[Literal["welch", "paired", "pooled"], typer.Option(help="against the baseline")] = "welch",
             alpha: float = 0.01,
             margin: Annotated[float, typer.Option(help="smallest difference that matters, nats/token")] = 0.0,
             target: Annotated[float | None, typer.Option(help="test whether each mean is at or below it")] = None,
@@ -245,7 +236,7 @@ def compare(folders: Annotated[list[Path], typer.Argument(help="records of exper
     if not (0 < alpha < 0.5 and margin >= 0):
         raise ConfigError(f"--alpha {alpha} --margin {margin}: give alpha between 0 and 0.5, and no negative margin")
     arms = read_arms(folders, step)
-    answers = comparison_lines(arms, Analysis(test=test.value, alpha=alpha, margin=margin))
+    answers = comparison_lines(arms, Analysis(test=test, alpha=alpha, margin=margin))
     claims = target_lines(arms, target, sigma, alpha) if target is not None else []
     print("\n".join([*summary_lines(arms), *([""] if answers or claims else []), *answers, *claims]))
 

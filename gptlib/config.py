@@ -97,6 +97,11 @@ def params_file(kind: Literal["base", "ablations", "studies"], name: str | Path)
     return project_root() / "params" / kind / f"{name}.yaml"
 
 
+def from_anywhere(kind: Literal["base", "ablations"], name: str) -> str:
+    """A name of params/ as it is, a path made absolute: notebooks run in a folder of their own."""
+    return name if Path(name).name == name and not Path(name).suffix else str(params_file(kind, name).resolve())
+
+
 def load_config(base: str | Path, overrides: Overrides = ()) -> RunConfig:
     """Read `base` (a name in params/base, or a path), apply dotted overrides, validate. Raises ConfigError."""
     values, where = _read_with_bases(params_file("base", base), ())

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptlib import records
 from gptlib.report.tables import MISSING, number, runs_text
-from gptlib.stats.compare import Comparison, holm
+from gptlib.stats.compare import Comparison, holm_by_name
 from gptlib.stats.target import Claim, one_sample
 from gptlib.study.experiment import finals, judge_results, run_statistics
 from gptlib.study.hypothesis import Analysis
@@ -84,9 +84,9 @@ def comparison_lines(arms: Sequence[Arm], analysis: Analysis) -> list[str]:
     if analysis.test == "paired" and unknown:
         raise ValueError(f"test=paired: the logs of {', '.join(unknown)} do not say their seeds; use --test welch")
     found = {arm.name: judge_results(arms[0].results, arm.results, analysis) for arm in arms[1:]}
-    tested = {name: c.p_value for name, c in found.items() if c.p_value is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True)) if len(tested) > 1 else {}
-    return [_verdict(name, arms[0].name, c, adjusted.get(name)) for name, c in found.items()]
+    adjusted = holm_by_name(found)
+    several = len(adjusted) > 1
+    return [_verdict(name, arms[0].name, c, adjusted.get(name) if several else None) for name, c in found.items()]
 
 
 def _verdict(name: str, baseline: str, c: Comparison, adjusted: float | None) -> str:

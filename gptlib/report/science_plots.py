@@ -10,13 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from scipy import special
 
 from gptlib.report.plots import GREY, INK, LIGHT, LINES, PALETTE, _axes, _legend
 from gptlib.stats.planner import StudyPlan
+from gptlib.study.studies import ROLES
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-STAGES = ("A", "B", "C")
 
 
 def plan_figure(plan: StudyPlan, target: float = 0.7, unit: str = "full runs", width: float = 6.4) -> Figure:
@@ -65,7 +64,7 @@ def stage_ranks(frame: pd.DataFrame, width: float = 6.4, unit: str = "nats/token
     The title has Spearman's rank correlation of each earlier stage with the last, over the variants that are in both.
     """
     table = frame.pivot_table(index="variant", columns="stage", values="difference", sort=False)
-    stages = [stage for stage in STAGES if stage in table.columns]
+    stages = [stage for stage in ROLES if stage in table.columns]
     told = []
     for stage in stages[:-1]:
         both = table[[stage, stages[-1]]].dropna()
@@ -83,8 +82,7 @@ def stage_ranks(frame: pd.DataFrame, width: float = 6.4, unit: str = "nats/token
         colour = PALETTE[number % len(PALETTE)]
         style: dict[str, Any] = {"marker": MARKS[number % len(MARKS)], "ls": LINES[number // len(PALETTE) % len(LINES)]}
         axes.plot(places, values, color=colour, lw=1.8, ms=5.5, mec="white", mew=0.6, label=str(variant), **style)
-    names = {"A": "A (screen)", "B": "B (check)", "C": "C (race)"}
-    axes.set_xticks(range(len(stages)), [names[stage] for stage in stages])
+    axes.set_xticks(range(len(stages)), [f"{stage} ({ROLES[stage]})" for stage in stages])
     axes.set_xlim(-0.15, len(stages) - 0.85)
     axes.grid(False, axis="x")
     note = "below zero is better; a line ends where its variant was dropped"
@@ -145,11 +143,10 @@ def p_values(values: Sequence[float], alpha: float = 0.05, width: float = 6.4) -
 
 def binomial_band(n: int, p: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Shares of `n` between which a binomial count falls with at least `level`, for each chance in `p`."""
-    counts = np.arange(n + 1)[:, None]
-    cumulative = np.where(p[None] >= 1, counts >= n, special.bdtr(counts, n, np.minimum(p, 1)[None]))
-    tail = (1 - level) / 2
-    low, high = ((cumulative >= q).argmax(0) / n for q in (tail, 1 - tail))
-    return low, high
+    from scipy import stats
+
+    low, high = stats.binom.interval(level, n, p)
+    return low / n, high / n
 
 
 def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:

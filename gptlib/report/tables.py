@@ -9,7 +9,7 @@ import pandas as pd
 from gptlib.data.dataset import Dataset
 from gptlib.data.tokenizers import Efficiency
 from gptlib.matching import TOLERANCE
-from gptlib.stats.compare import Comparison, holm
+from gptlib.stats.compare import Comparison, holm_by_name
 from gptlib.study.arms import GridPoint, best_point
 from gptlib.study.hypothesis import Ablation
 from gptlib.study.stability import Stability
@@ -43,8 +43,7 @@ def comparison_table(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
 
     With several variants, `p (Holm)` is corrected for asking several questions of one baseline.
     """
-    tested = [name for name, c in comparisons.items() if c.p_value is not None]
-    adjusted = dict(zip(tested, holm([comparisons[name].p_value or 0.0 for name in tested]), strict=True))
+    adjusted = holm_by_name(comparisons)
     rows = [
         {
             "variant": name,
@@ -74,7 +73,7 @@ def matched_table(
     """
     rows = []
     for row, key, form, tolerance in MATCHED_ROWS:
-        old, new = (_quantity(side, key) for side in (baseline, variant))
+        old, new = (side.get(key) for side in (baseline, variant))
         ratio = new / old if old and new is not None else None
         known = ratio is not None and tolerance is not None
         fit = MISSING if not known else "matched" if abs((ratio or 0) - 1) <= (tolerance or 0) else "free"
@@ -113,7 +112,7 @@ def summary_table(summaries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def accounting_table(values: Mapping[str, Any]) -> pd.DataFrame:
     """Planned costs of one run, as matched_table names them."""
-    rows = [{"quantity": row, "of one run": number(_quantity(values, key), form)} for row, key, form, _ in MATCHED_ROWS]
+    rows = [{"quantity": row, "of one run": number(values.get(key), form)} for row, key, form, _ in MATCHED_ROWS]
     return _indexed([row for row in rows if row["of one run"] != MISSING], "quantity")
 
 
@@ -127,9 +126,9 @@ def parts_table(parts: Mapping[str, int]) -> pd.DataFrame:
 def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row per experiment: what a run of it costs, and what its runs took; quantities that none has are left out."""
     columns = [(row, key, form) for row, key, form, _ in MATCHED_ROWS] + list(MEASURED_ROWS)
-    known = [column for column in columns if any(_quantity(values, column[1]) is not None for values in costs.values())]
+    known = [column for column in columns if any(values.get(column[1]) is not None for values in costs.values())]
     rows = [
-        {"experiment": name} | {row: number(_quantity(values, key), form) for row, key, form in known}
+        {"experiment": name} | {row: number(values.get(key), form) for row, key, form in known}
         for name, values in costs.items()
     ]
     return _indexed(rows, "experiment")
@@ -293,11 +292,6 @@ def lookup(mapping: Any, *keys: str) -> Any:
     for key in keys:
         mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
     return mapping
-
-
-def _quantity(side: Mapping[str, Any], key: str) -> float | None:
-    value = side.get(key)
-    return None if value is None else float(value)
 
 
 def _indexed(rows: list[dict[str, str]], index: str) -> pd.DataFrame:

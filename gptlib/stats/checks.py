@@ -43,6 +43,11 @@ def require_share(value: float, name: str) -> None:
         raise ValueError(f"{name}={value}: give a number between 0 and 1")
 
 
+def require_test(test: str) -> None:
+    if test not in ("welch", "pooled", "paired"):
+        raise ValueError(f"test={test!r}: use 'welch', 'pooled' or 'paired'")
+
+
 def require_alpha(alpha: float) -> None:
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha={alpha}: give the share of false claims, between 0 and 0.5, such as 0.05")

@@ -21,6 +21,7 @@ from gptlib.stats.checks import (
     require_alpha,
     require_margin,
     require_share,
+    require_test,
     several,
 )
 from gptlib.stats.power import POWER, critical_value, detectable, seeds_needed
@@ -225,6 +226,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted(p_values, "holm")
 
 
+def holm_by_name(comparisons: Mapping[str, Comparison]) -> dict[str, float]:
+    """Holm-adjusted p-values of those comparisons that could be tested."""
+    tested = {name: c.p_value for name, c in comparisons.items() if c.p_value is not None}
+    return dict(zip(tested, holm(list(tested.values())), strict=True))
+
+
 def no_comparison(test: str, n_baseline: int, n_variant: int, alpha: float, margin: float) -> Comparison:
     """The undecided outcome where an arm has too few finished runs for any test."""
     return Comparison(
@@ -248,8 +255,7 @@ def no_comparison(test: str, n_baseline: int, n_variant: int, alpha: float, marg
 
 def both_arms(baseline: Values, variant: Values, test: str) -> tuple[np.ndarray, np.ndarray]:
     """Both arms as arrays, for "paired" in the same order of seeds."""
-    if test not in ("welch", "pooled", "paired"):
-        raise ValueError(f"test={test!r}: use 'welch', 'pooled' or 'paired'")
+    require_test(test)
     if test == "paired" and isinstance(baseline, Mapping) and isinstance(variant, Mapping):
         if unpaired := sorted(set(baseline) ^ set(variant)):
             raise ValueError(f"test='paired' needs the same seeds: {unpaired} stand in one arm only; leave them out")

@@ -9,6 +9,7 @@ import numpy as np
 from gptlib.stats.staging import Rule, Screened, boundaries, check, look, pivot, screen
 
 STUDIES = 20_000
+DOMINATED = 0.8  # of the price of a full run: from there on a shorter one is not worth it
 LIKELY = 0.01  # of all studies at least, hold an effect that counts: below, power is a matter of few draws
 
 
@@ -207,12 +208,17 @@ def plan_study(
     return StudyPlan(tuple(designs), chosen, reason, _warnings(designs, stage_prices), worth)
 
 
+def too_dear(stage: str, ratio: float) -> str:
+    """The warning about a stage whose runs cost `ratio` of a full one, DOMINATED or more."""
+    return f"a run of {stage} costs {ratio:.2f} of a full one: leave {stage} out, full runs tell more"
+
+
 def _warnings(designs: list[Design], prices: Sequence[float]) -> tuple[str, ...]:
     """What a person should know about stages that do not earn their price."""
     warnings = [
-        f"a run of the {stage} costs {price / prices[2]:.2f} of a full one: leave the stage out, full runs tell more"
+        too_dear(f"the {stage}", price / prices[2])
         for stage, price in zip(("screen", "check"), prices, strict=False)
-        if price >= 0.8 * prices[2]
+        if price >= DOMINATED * prices[2]
     ]
     named = {design.name: design for design in designs}
     race, staged = named["race at full length"], named["screen, check, race"]
@@ -234,7 +240,7 @@ def _require_plan(
 ) -> None:
     if not effects or not all(math.isfinite(e) and e >= 0 for e in effects) or not any(effects):
         raise ValueError(f"effects={list(effects)}: give the size thought possible of each variant, one above 0")
-    if not sigma or not (math.isfinite(sigma) and sigma > 0):
+    if not (sigma and math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma={sigma}: give the standard deviation over seeds, above 0; an earlier study tells it")
     if len(prices) != 3 or not all(math.isfinite(p) and p > 0 for p in prices):
         raise ValueError(

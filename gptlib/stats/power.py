@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from gptlib.stats.checks import require_alpha, require_positive, require_share
+from gptlib.stats.checks import require_alpha, require_positive, require_share, require_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +75,7 @@ def power_of(
     require_alpha(alpha)
     require_positive(effect, "effect")
     require_positive(std, "std")
-    if test not in ("welch", "pooled", "paired"):
-        raise ValueError(f"test={test!r}: use 'welch', 'pooled' or 'paired'")
+    require_test(test)
     error, df = _design(std, n, test == "paired", correlation)
     if test != "welch":
         return float(1 - special.nctdtr(df, effect / error, critical_value(df, alpha)))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gptlib.accounting import memory_estimate
 from gptlib.config import diff, load_config, with_changes
 from gptlib.fields import RunConfig
+from gptlib.stats.planner import DOMINATED, too_dear
 from gptlib.study.hypothesis import load_ablation
 from gptlib.study.prices import (
     Estimate,
@@ -24,7 +25,6 @@ from gptlib.study.prices import (
 from gptlib.study.studies import StageName, Study
 
 ROUNDING = 1e-6  # dollars
-DOMINATED = 0.8  # of the price of a full run: from there on a shorter one is not worth it
 LENGTH_AND_PLACE = ("train.", "hardware.", "eval.")  # what stages of one study may differ in
 
 
@@ -99,8 +99,7 @@ def concerns(study: Study, costs: Sequence[StageCost], prices: Prices) -> Iterat
     for cost in costs:
         name, config, stage = cost.name, cost.config, stages[cost.name]
         if cost is not race and cost.price >= DOMINATED * race.price:
-            ratio = cost.price / race.price
-            yield f"a run of {name} costs {ratio:.2f} of a full one: leave {name} out, full runs tell more"
+            yield too_dear(name, cost.price / race.price)
         if config.tokens_per_step != race.config.tokens_per_step:
             tokens = f"{config.tokens_per_step:,} tokens a step and C {race.config.tokens_per_step:,}"
             yield f"{name} has {tokens}: a second change is mixed into what the stages are compared on"

@@ -10,16 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptlib.config import load_config, params_file, project_root
+from gptlib.config import from_anywhere, load_config, params_file, project_root
 from gptlib.fields import RunConfig
 from gptlib.stats.planner import STUDIES, Design, World, characteristics, plan_study
 from gptlib.study.budget import Budget, StageCost, concerns, stage_costs, staged_config
 from gptlib.study.hypothesis import Ablation, combine, load_ablation
 from gptlib.study.prices import Estimate, PastRun, Prices, dollars, estimate, load_prices, past_runs
-from gptlib.study.runner import _from_anywhere
-from gptlib.study.studies import Study, load_study
-
-TITLES = {"A": "screen", "B": "check", "C": "race"}
+from gptlib.study.studies import ROLES, Study, load_study
 
 
 def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), studies: int = STUDIES,
@@ -27,13 +24,13 @@ def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), st
     """The lines that `gptlib study NAME --dry-run` prints; `studies`: simulated of each design. Raises ConfigError."""
     study, prices = load_study(name, overrides, profile), load_prices()
     past = past_runs(outputs, prices)
+    costs = stage_costs(study, prices, past) if study.stages else []  # bad input is refused before the first line
     yield f"study {study.name}: {study.question}"
     yield "Nothing is run, written or downloaded. The commands work one by one, in this folder:"
     yield f"  cd {shlex.quote(str(project_root()))}"
     if study.stages is None:
         yield from _unstaged(study, outputs, prices, past)
         return
-    costs = stage_costs(study, prices, past)
     for cost in costs:
         yield from _stage(study, cost, outputs, prices)
     yield from _money(study, costs, outputs, prices)
@@ -48,7 +45,7 @@ def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), st
 def command(study: Study, stage: str, base: str, overrides: dict[str, Any], seeds: list[int], outputs: Path,
             ablation: str | Ablation | None = None) -> str:  # fmt: skip
     """A line for a shell that executes the notebook of one experiment; `ablation`: a name, a file, or what to do."""
-    values: dict[str, Any] = {"base": _from_anywhere("base", base), "overrides": overrides, "seeds": seeds}
+    values: dict[str, Any] = {"base": from_anywhere("base", base), "overrides": overrides, "seeds": seeds}
     values |= {"study": study.name, "stage": stage, "outputs": _shown(outputs)}
     variant, file = "baseline", []
     if isinstance(ablation, Ablation):
@@ -98,7 +95,7 @@ def _stage(study: Study, cost: StageCost, outputs: Path, prices: Prices) -> Iter
     assert study.stages is not None
     stage, config = study.stages.stages()[cost.name], cost.config
     place = f"{stage.devices} x {stage.device}" if stage.device != "here" else "this machine"
-    yield f"\nstage {cost.name}, {TITLES[cost.name]}: {_size(config)}, seeds {_listed(stage.seeds)}, on {place}"
+    yield f"\nstage {cost.name}, {ROLES[cost.name]}: {_size(config)}, seeds {_listed(stage.seeds)}, on {place}"
     if config.hardware.ranks > 1:
         yield f"  each run has {config.hardware.ranks} ranks, which gptlib starts by itself (torch.distributed.run)"
     if stage.dollars_per_run is not None and stage.device != "here":
@@ -176,8 +173,8 @@ def _saved(planned: float, naive: float) -> str:
 def _planner(study: Study, costs: list[StageCost], studies: int) -> Iterator[str]:
     """How this rule and the planner's do in the standard world, effects of 1.5 times the noise between seeds."""
     assert study.stages is not None
-    priced = {cost.name: cost.price for cost in costs}
-    prices = [priced.get(name, 0.0) for name in ("A", "B", "C")]
+    priced: dict[str, float] = {cost.name: cost.price for cost in costs}
+    prices = [priced.get(name, 0.0) for name in ROLES]
     paid = not all(cost.reused for cost in costs)
     rule, effects = replace(study.stages.rule(), reuse_baseline=not paid), (1.5,) * len(study.ablations)
     own = characteristics("this study", rule, World(effects), prices, 1.5, studies)

@@ -15,9 +15,8 @@ from gptlib import records
 from gptlib.config import flatten
 from gptlib.study.hypothesis import Ablation
 from gptlib.study.plan import Plan
-from gptlib.study.studies import Study
+from gptlib.study.studies import ROLES, Study
 
-ROLES = {"A": "screen", "B": "check", "C": "race"}
 # What the study's money is and what a run costs: it decides whether a stage starts, never what is claimed.
 MONEY = ("budget_dollars", "reserve_dollars", "minutes_per_run", "dollars_per_run")
 
@@ -33,7 +32,7 @@ def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[
         "ablations": {ablation.variant: ablation.model_dump(mode="json") for ablation in ablations},
     }
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    first: dict[str, Any] = records.read_json(path) if path.exists() else {}
+    first = _read(path) or {}
     if first and any(first["study"][key] != content["study"][key] for key in ("base", "overrides")):
         for old in (path, folder / "decision.json"):
             if old.exists():
@@ -51,13 +50,15 @@ def register(study: Study, ablations: Iterable[Ablation], folder: Path) -> list[
 
 def registration(outputs: Path, study: str) -> dict[str, Any] | None:
     """The registration of a study; None for experiments that belong to none."""
-    path = outputs / study / "registration.json"
-    return records.read_json(path) if path.exists() else None
+    return _read(outputs / study / "registration.json")
 
 
 def decision(outputs: Path, study: str) -> dict[str, Any] | None:
     """What a staged study has decided so far; None before its first decision."""
-    path = outputs / study / "decision.json"
+    return _read(outputs / study / "decision.json")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     return records.read_json(path) if path.exists() else None
 
 

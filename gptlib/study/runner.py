@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gptlib import records
-from gptlib.config import ConfigError, fingerprint, params_file, project_root
+from gptlib.config import ConfigError, fingerprint, from_anywhere, project_root
 from gptlib.study.budget import stage_costs
 from gptlib.study.hypothesis import Ablation, combine, load_ablation
 from gptlib.study.noise import note_noise
@@ -49,7 +49,7 @@ def run_study(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), 
 class _Run:
     def __init__(self, study: Study, outputs: Path) -> None:
         self.study, self.outputs, self.folder = study, outputs, outputs / study.name
-        self.ablations = {_from_anywhere("ablations", name): load_ablation(name) for name in study.ablations}
+        self.ablations = {from_anywhere("ablations", name): load_ablation(name) for name in study.ablations}
         named = dict(zip(study.ablations, self.ablations.items(), strict=True))
         self.pairs = [(named[a], named[b]) for a, b in study.interactions]
         self.notebooks = Notebooks(self.folder, study.notebooks_at_once)
@@ -77,7 +77,7 @@ class _Run:
 
     def _parameters(self, place: Place, **more: Any) -> dict[str, Any]:
         common = {"overrides": place.overrides, "outputs": str(self.outputs)}
-        return {"base": _from_anywhere("base", place.base)} | common | more
+        return {"base": from_anywhere("base", place.base)} | common | more
 
     def data_step(self, place: Place) -> Step:
         notebook, name = _notebook("00_data"), f"data-{place.label}".removesuffix("-")
@@ -109,7 +109,7 @@ class _Run:
         names = [name for name in names if self.ablations[name].variant in finished[main.stage]]
         wanted = {self.ablations[name].variant for name in names}
         ladder = {
-            _from_anywhere("base", place.base): place.stage
+            from_anywhere("base", place.base): place.stage
             for place in self.places
             if place != main and place.stage in finished and wanted | {"baseline"} <= finished[place.stage]
         }
@@ -179,11 +179,6 @@ class _Run:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _from_anywhere(kind: Literal["base", "ablations"], name: str) -> str:
-    """A name of params/ as it is, a path made absolute: notebooks run in a folder of their own."""
-    return name if Path(name).name == name and not Path(name).suffix else str(params_file(kind, name).resolve())
 
 
 def _notebook(name: str) -> Path:

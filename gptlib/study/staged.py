@@ -21,10 +21,10 @@ from gptlib.study.experiment import Experiment, execute, judge, summarise
 from gptlib.study.hypothesis import Ablation
 from gptlib.study.plan import Plan
 from gptlib.study.prices import load_prices, past_runs
-from gptlib.study.registration import ROLES, decision
+from gptlib.study.registration import decision
 from gptlib.study.reuse import reuse_runs
 from gptlib.study.steps import Notebooks, Place, Step, progress
-from gptlib.study.studies import StageName, Study
+from gptlib.study.studies import ROLES, StageName, Study
 
 P = ParamSpec("P")
 T = TypeVar("T")

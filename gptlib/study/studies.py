@@ -14,7 +14,7 @@ from gptlib.yaml12 import read_yaml, suggestion
 
 StageName = Literal["A", "B", "C"]
 REPEAT_SEEDS = 1000  # between the seeds of a repeat and those of the next
-STAGES: tuple[StageName, ...] = ("A", "B", "C")  # screen, check, race
+ROLES: dict[str, str] = {"A": "screen", "B": "check", "C": "race"}
 
 
 class Stage(Section):

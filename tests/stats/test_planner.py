@@ -144,7 +144,7 @@ def test_the_same_question_has_the_same_answer_and_in_every_unit() -> None:
 def test_stages_that_do_not_earn_their_price_are_named() -> None:
     assert plan().warnings == ()
     dear = plan(stage_prices=(0.2, 1.2, 1.0)).warnings
-    assert len(dear) == 1 and "a run of the check costs 1.20 of a full one: leave the stage out" in dear[0]
+    assert len(dear) == 1 and "a run of the check costs 1.20 of a full one: leave the check out" in dear[0]
     blind = plan(effects=(1.5,) * 7, correlation=(0.2, 0.2), noise=(4.0, 4.0)).warnings
     assert len(blind) == 1 and "race at full length" in blind[0]
 
