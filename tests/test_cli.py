@@ -52,6 +52,8 @@ def in_process(run):
         (["train", "smoke", "--study", "a/b"], "study='a/b': use up to 80 letters"),
         (["data", "smoke", "--set", "data.corpus=text"], "needs data.path"),
         (["study", "quikstart"], "did you mean 'quickstart'"),
+        (["plan", "--variants", "2", "--effect", "1"], "give --sigma, or run a baseline of a few seeds first"),
+        (["plan", "--variants", "2", "--effect", "1", "--sigma", "1", "--prices", "1,x"], "--prices 1,x: give three"),
         (["data", "prepare", "smke"], "did you mean 'smoke'"),
         (["data", "verify", "nowhere"], "nowhere: no such file or folder; name a dataset's folder"),
         (["data", "export", "nowhere", "here"], "manifest.json: missing or unreadable"),
