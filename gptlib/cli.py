@@ -84,7 +84,10 @@ def plan(variants: Annotated[int, typer.Option(min=1, help="changes that are to 
     for warning in found.warnings:
         print(f"beware: {warning}")
     if figure is not None:
-        plan_figure(found, power, "unit of the prices").savefig(figure, dpi=150)
+        try:
+            plan_figure(found, power, "unit of the prices").savefig(figure, dpi=150)
+        except OSError as error:
+            raise ConfigError(f"--figure {figure}: cannot be written ({error.strerror}); choose another") from None
         print(f"figure: {figure}")
 
 

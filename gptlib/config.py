@@ -9,7 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,12 +31,13 @@ def dotted_keys(model: type[BaseModel], prefix: str = "", leaves_only: bool = Fa
     """Every dotted key a configuration model accepts."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-        if not (nested and leaves_only):
+        union = isinstance(field.annotation, UnionType)  # a section that may be left out: Section | None
+        kinds = get_args(field.annotation) if union else (field.annotation,)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not (sections and leaves_only):
             keys.append(f"{prefix}{name}")
-        if nested and isinstance(kind, type):
-            keys += dotted_keys(kind, f"{prefix}{name}.", leaves_only)
+        for section in sections:
+            keys += dotted_keys(section, f"{prefix}{name}.", leaves_only)
     return keys
 
 

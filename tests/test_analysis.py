@@ -77,7 +77,7 @@ def test_every_stage_and_look_is_a_row_and_every_claim_a_line(parameters, displa
 
 def test_ranks_are_drawn_of_the_last_look_and_only_over_several_stages(parameters, displayed, monkeypatch):
     drawn = []
-    monkeypatch.setattr(analysis.science_plots, "stage_ranks", lambda frame: drawn.append(frame.to_dict("list")))
+    monkeypatch.setattr(analysis.science_plots, "stage_ranks", lambda frame, unit: drawn.append(frame.to_dict("list")))
     decide(parameters)
     analysis.stages(parameters)
     assert drawn == [{"stage": ["A", "C"], "variant": ["gelu", "gelu"], "difference": [-0.1, -0.3]}]

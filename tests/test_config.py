@@ -13,9 +13,11 @@ from gptlib.config import (
     parse_overrides,
     project_root,
     require_only,
+    validate,
     with_changes,
 )
 from gptlib.fields import RunConfig
+from gptlib.study.studies import Study
 from gptlib.yaml12 import parse_scalar, read_yaml
 
 
@@ -257,3 +259,12 @@ def test_a_rule_over_several_keys_names_the_place_that_broke_it_and_the_key(over
     with pytest.raises(ConfigError) as error:
         load_config("smoke", overrides)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("alhpa", "stages.alpha"), ("A.seads", "stages.A.seeds")])
+def test_a_key_of_a_section_that_may_be_left_out_is_suggested(wrong: str, meant: str) -> None:
+    key, _, leaf = wrong.rpartition(".")
+    stages = {"C": {"seeds": [1, 2, 3]}, "looks": [2, 3]} | ({key: {"seeds": [4, 5], leaf: 1}} if key else {wrong: 1})
+    values = {"name": "x", "question": "?", "base": "smoke", "ablations": ["gelu"], "stages": stages}
+    with pytest.raises(ConfigError, match=f"unknown key 'stages.{wrong}'; did you mean '{meant}'"):
+        validate(Study, values, "x.yaml")

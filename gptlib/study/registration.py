@@ -77,8 +77,8 @@ def staged_verdict(plan: Plan) -> dict[str, Any] | None:
     part, sealed = role(plan.outputs, plan.study, plan.stage), registration(plan.outputs, plan.study)
     if not part or sealed is None:
         return None
-    fields = {"test": part, "alpha": 2 * sealed["study"]["stages"]["alpha"]}
-    decided = decision(plan.outputs, plan.study) or {"claims": []}
+    decided = decision(plan.outputs, plan.study) or {"claims": [], "rule": sealed["study"]["stages"]}
+    fields = {"test": part, "alpha": 2 * decided["rule"]["alpha"]}  # one-sided tests; that in use, not the sealed
     for claim in decided["claims"] if part == "race" else ():
         if claim["variant"] == plan.variant and claim["seeds"] == len(plan.seeds):
             return fields | {key: claim[key] for key in ("difference", "low", "high", "p_value", "verdict", "reason")}

@@ -64,6 +64,8 @@ class Staging(Section):
         used = [seed for stage in self.stages().values() for seed in stage.seeds]
         if shared := sorted({seed for seed in used if used.count(seed) > 1}):
             raise ValueError(f"seeds {shared} stand in two stages; a claim needs seeds that no earlier stage has seen")
+        if self.reserve_dollars and self.budget_dollars is None:
+            raise ValueError(f"reserve_dollars={self.reserve_dollars:g} is kept of a budget; give budget_dollars too")
         if self.budget_dollars is not None and self.reserve_dollars >= self.budget_dollars:
             raise ValueError(f"reserve_dollars={self.reserve_dollars:g} leaves nothing of {self.budget_dollars:g}")
         return self

@@ -287,3 +287,8 @@ def test_the_burn_down(study: Any) -> None:
         BurnDown("B", 3, 27, 8.0, 72.5),
         BurnDown("C", 0, 60, 0.0, 72.5),
     ]
+
+
+def test_a_reserve_without_a_budget_is_refused(study: Any) -> None:
+    with pytest.raises(ValueError, match="reserve_dollars=5 is kept of a budget; give budget_dollars too"):
+        study(reserve_dollars=5)

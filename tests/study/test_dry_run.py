@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gptlib import cli, records
-from gptlib.config import project_root
+from gptlib.config import ConfigError, project_root
 from gptlib.notebook import AblationParameters, BaselineParameters
 from gptlib.study.dry_run import dry_run
 from gptlib.study.hypothesis import load_ablation
@@ -81,6 +81,15 @@ def test_every_experiment_of_every_stage_has_a_command_with_valid_parameters(tmp
         steps, ranks, seed = {"A": (1000, 1, 42), "B": (3000, 4, 142), "C": (5100, 8, 242)}[values["stage"]]
         assert (parameters.config.train.steps, parameters.config.hardware.ranks) == (steps, ranks)
         assert parameters.seeds[0] == seed and parameters.outputs == str(tmp_path)
+
+
+def test_bad_input_is_refused_before_the_first_line(tmp_path: Path) -> None:
+    study = yaml.safe_load((project_root() / "params/studies/staged_quick.yaml").read_text())
+    study["stages"]["C"]["device"] = "H10"
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    with pytest.raises(ConfigError, match="device 'H10' is not in"):
+        next(dry_run(file, tmp_path))
 
 
 def test_a_budget_that_suffices_is_said_to(tmp_path: Path) -> None:

@@ -36,14 +36,14 @@ def ledger(outputs, tiny):
 
 
 def test_spread_and_correlation_by_hand(ledger):
-    """Variances 1 (df 2), 4 (df 2) and 0.5 (df 1): 10.5 / 5; correlations 1 and -1 with the baseline's seeds."""
+    """Variances 1, 4 and 1 (df 2 each): 12 / 6; correlations 1 and -1 with the baseline's seeds."""
     plans = [
         ledger.plan("full", "baseline", [1.0, 2.0, 3.0]),
         ledger.plan("full", "gelu", [2.0, 4.0, 6.0]),
-        ledger.plan("full", "smear", [4.0, 3.0]),
+        ledger.plan("full", "smear", [5.0, 4.0, 3.0]),
     ]
     (row,) = ledger.note(*plans)
-    assert row["df"] == 5 and row["sigma"] == pytest.approx((10.5 / 5) ** 0.5) and row["runs"] == 8
+    assert row["df"] == 6 and row["sigma"] == pytest.approx(2**0.5) and row["runs"] == 9
     assert row["correlation"] == pytest.approx(0.0) and row["fingerprint"] == plans[0].fingerprint
     assert (row["study"], row["stage"]) == ("s", "full") and row["class"] == "1x16 stories, 4 steps"
 
@@ -52,7 +52,7 @@ def test_a_diverged_run_is_no_noise(ledger):
     plans = [ledger.plan("full", "baseline", [1.0, 2.0, 3.0]), ledger.plan("full", "gelu", [2.0, None, 6.0])]
     (row,) = ledger.note(*plans)
     assert (row["df"], row["runs"]) == (3, 5) and row["sigma"] == pytest.approx((10 / 3) ** 0.5)
-    assert row["correlation"] == pytest.approx(1)
+    assert row["correlation"] is None, "two points always lie on a line"
 
 
 def test_every_stage_of_every_study_once(ledger):

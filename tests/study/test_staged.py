@@ -601,6 +601,14 @@ def test_the_same_names_of_stages_claim_in_a_study_without_them(race, tiny):
     assert judge(baseline, variant, plan.ablation.analysis).p_value is not None
 
 
+def test_the_alpha_of_a_verdict_is_that_it_was_reached_with(race):
+    race.run(loss(["gelu"]))
+    race.run(loss(["gelu"]), {"alpha": 0.1})  # a deviation from what was registered
+    assert records.read_json(race.folder / "registration.json")["deviations"]
+    said = records.read_json(race.folder / "C" / "gelu" / "summary.json")["comparison"]
+    assert said["verdict"] == "better" and said["alpha"] == 0.2, "one-sided, so an interval of 80 %"
+
+
 def test_an_arm_that_cannot_be_made_in_a_later_stage_is_found_before_the_first(race):
     with pytest.raises(ValueError, match="train.steps"):
         race.run(loss(["gelu"]), {"C": {"overrides": {"train.steps": 0}}})
