@@ -88,7 +88,9 @@ def trained(tiny_dataset):
         torch.set_num_threads(1)
         rows = []
         config = small("smoke").model_validate_json(text)
-        model, result = train(config, tiny_dataset, 1 + config.train.seed_offset, Place(torch.device("cpu")), rows.append)
+        model, result = train(
+            config, tiny_dataset, 1 + config.train.seed_offset, Place(torch.device("cpu")), rows.append
+        )
         return model.state_dict(), result, rows
 
     return lambda config: runs(config.model_dump_json())

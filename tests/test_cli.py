@@ -58,7 +58,10 @@ def in_process(run):
         ),
         (["study", "quickstart", "--profile", "cpu"], "quickstart.yaml: no profile 'cpu'"),
         (["journal", "nothing"], "no record, and params/studies has no nothing"),
-        (["plan", "--variants", "2", "--effect", "1", "--outputs", "nowhere"], "give --sigma, or run a baseline of a few seeds first"),
+        (
+            ["plan", "--variants", "2", "--effect", "1", "--outputs", "nowhere"],
+            "give --sigma, or run a baseline of a few seeds first",
+        ),
         (["plan", "--variants", "2", "--effect", "1", "--sigma", "1", "--prices", "1,x"], "--prices 1,x: give three"),
         (["data", "prepare", "smke"], "did you mean 'smoke'"),
         (["data", "verify", "nowhere"], "nowhere: no such file or folder; name a dataset's folder"),

@@ -763,6 +763,15 @@ def recorded_run(tiny, prepare_run, tmp_path_factory):
         return records.read_json(run / "result.json"), said.getvalue()
 
 
+def test_a_seed_offset_makes_the_run_that_this_seed_makes(tiny, prepare_run, tmp_path):
+    asked = (("a", 0, 47), ("b", 5, 42), ("c", 0, 42))
+    runs = [prepare_run(tmp_path / name, tiny({"train.seed_offset": more}), seed) for name, more, seed in asked]
+    for run in runs:
+        run_from_folder(run)
+    losses = [records.read_json(run / "result.json")["final_val_loss"] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_the_speed_of_a_run_is_its_rows_and_its_arithmetic_by_its_time(recorded_run):
     result, _ = recorded_run
     seconds, rows = result["time_seconds"], 4 * 2
