@@ -29,6 +29,7 @@ from gptlib.stats.power import minimum_detectable_effect, power_curve
 from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds
 from gptlib.study.plan import Plan, plan_experiment
+from gptlib.study.registration import role
 from gptlib.yaml12 import suggestion
 
 INJECTED = "# Parameters"  # how papermill begins the cell it adds
@@ -322,7 +323,10 @@ def verdict(answer: Answer) -> Markdown:
     outcome = ablation.expect.outcome(comparison.verdict, comparison.percent)
     found = "no finished runs" if comparison.percent is None else f"{comparison.percent:+.2f} %"
     lines.append(f"Expected: {ablation.expect.text()}. Found: {found}. The expectation is {outcome}.")
-    if declared["changed_after_results"]:
+    plan = experiment.plan
+    if part := role(plan.outputs, plan.study, plan.stage):
+        lines.append(f"The {part} of a staged study: its registration and decision.json say what is claimed.")
+    elif declared["changed_after_results"]:
         lines.append("**Deviation:** hypothesis or analysis were changed after results were there. Exploratory.")
     else:
         lines.append(f"Confirmatory: hypothesis and analysis were declared at {declared['declared']}, before any run.")
