@@ -799,7 +799,8 @@ def test_the_memory_of_a_run_is_that_of_its_tensors(recorded_run):
     assert memory["tensor_mib"] == pytest.approx(sum(parts)) and min(parts) > 0
     # the head's logits alone: a value for each word at each of 2 x 256 places
     assert parts[3] > 2 * 256 * 320 * 4 / MIB and memory["resident_peak_mib"] > memory["tensor_mib"]
-    assert memory["resident_peak_mib"] >= recorded_run[0]["memory_mib"]
+    # Linux counts a process's pages per thread and adds them up in batches: a peak may lie some of them too low
+    assert memory["resident_peak_mib"] >= recorded_run[0]["memory_mib"] - 1
 
 
 def test_the_log_of_a_run_begins_with_what_it_costs(recorded_run):
