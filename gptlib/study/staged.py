@@ -20,7 +20,7 @@ from gptlib.study.budget import Budget, BudgetError, stage_costs
 from gptlib.study.experiment import Experiment, execute, judge, summarise
 from gptlib.study.hypothesis import Ablation
 from gptlib.study.plan import Plan
-from gptlib.study.prices import load_prices, past_runs
+from gptlib.study.prices import dollars, load_prices, past_runs
 from gptlib.study.registration import decision
 from gptlib.study.reuse import reuse_runs
 from gptlib.study.steps import Notebooks, Place, Step, progress
@@ -292,6 +292,9 @@ class _Stages:
             self._write("not finished", [])
         for arm in arms:
             print(f"stage {name}: {arm['variant']}: {arm['reason']}", flush=True)
+        budget = Budget.of(self.run.study, self.run.outputs, load_prices(), self.pivoted)
+        left = "" if math.isinf(budget.total) else f", {dollars(budget.remaining)} of {dollars(budget.total)} are left"
+        print(f"stage {name}: the study has cost {dollars(budget.spent)} so far{left}", flush=True)
 
     def _write(self, verdict: str, claims: Sequence[Mapping[str, Any]]) -> None:
         record = {
