@@ -54,7 +54,7 @@ def load_prices(path: Path | None = None) -> Prices:
 
 def dollars(amount: float) -> str:
     """`$8.40`, and `$0.0021` where cents would show nothing."""
-    return f"${amount:,.2f}" if amount == 0 or abs(amount) >= 1 else f"${amount:.2g}"
+    return f"${amount:,.2f}" if amount == 0 or abs(amount) >= 0.1 else f"${amount:.2g}"
 
 
 # --- runs of earlier studies ------------------------------------------------------------------------------------
