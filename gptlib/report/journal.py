@@ -13,6 +13,7 @@ from typing import Any
 from gptlib.report.entries import Entry, entries
 from gptlib.report.tables import MISSING, lookup, number
 from gptlib.study.prices import VOCABULARY
+from gptlib.study.registration import decision
 
 SHARES = (0, 10, 20, 50, 90, 100)  # per cent of the steps, the rows of "key metrics over training"
 METRICS = (("train_loss", "{:.4f}"), ("val_loss", "{:.4f}"), ("lr", "{:.2e}"), ("tokens_per_second", "{:,.0f}"))
@@ -138,9 +139,13 @@ def efficiency_table(found: Iterable[Entry]) -> str:
 def analysis_text(outputs: Path, study: str, stage: str = "full") -> str:
     """A paragraph per experiment: status, losses, and what was expected against what came. Raises RecordError."""
     parts = [f"Ablation analysis of {study}, stage {stage}"]
+    decided = decision(outputs, study) or {"stages": []}
+    ends = {arm["variant"]: (of["stage"], arm["reason"]) for of in decided["stages"] for arm in of["arms"]}
     for entry in entries(outputs, study, stage):
         lost = sum(result["status"] == "diverged" for result in entry.results)
         lines = [f"{entry.name}: {entry.change()}", f"  {entry.status}" + (f", {lost} runs diverged" if lost else "")]
+        if not entry.results and entry.name in ends:
+            lines[1] = "  stage {}: {}".format(*ends[entry.name])
         best = number(min(entry.values("best_val_loss"), default=None))
         lines += [f"  val loss {entry.mean_text('final_val_loss')}, best of any run {best}"] if entry.results else []
         verdict, percent, reason = (

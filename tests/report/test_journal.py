@@ -128,3 +128,12 @@ def test_a_box_is_ticked_by_what_is_there(tmp_path):
         "learning curve at the full rate", "learning curve at a rate at which no run diverges",
         "comparative learning curves", "commentary",
     ]  # fmt: skip
+
+
+def test_a_variant_that_a_stage_dropped_is_said_with_its_reason(recorded):
+    outputs, *_ = recorded
+    arms = [{"variant": name, "reason": f"dropped: rank of {name}"} for name in ("higher_lr", "gelu")]
+    records.write_json(outputs / "s" / "decision.json", {"stages": [{"stage": "A", "arms": arms}]})
+    found = {part.split(":")[0]: part for part in analysis_text(outputs, "s").split("\n\n")}
+    assert "  stage A: dropped: rank of higher_lr\n" in found["higher_lr"] and "not run" not in found["higher_lr"]
+    assert "rank of gelu" not in found["gelu"], "it has a record here"
