@@ -1,13 +1,12 @@
 """A study over two sizes with a pair of changes made together: ladder and interaction stand in its report."""
 
-import shutil
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
 
-from gptlib import notebook, records
+from gptlib import records
 from gptlib.config import flatten
 from gptlib.report.html import notebook_html
 from gptlib.study import runner, steps
@@ -25,7 +24,7 @@ VARIANTS = ("baseline", "gelu", "no_qk_norm", "gelu_x_no_qk_norm")
 
 
 @pytest.fixture
-def study(outputs, overrides, executed, shown, tmp_path, monkeypatch):
+def study(outputs, overrides, executed, shown, do_notebook, tmp_path, monkeypatch):
     """Runs the study; experiments by the functions of their notebooks, in this process, the analysis by papermill."""
     small = {key: value for key, value in overrides.items() if key != "model.num_layers"}
     for name, layers in (("one", 1), ("two", 2)):
@@ -38,13 +37,7 @@ def study(outputs, overrides, executed, shown, tmp_path, monkeypatch):
         executions.append(copy.stem.removeprefix("."))
         if notebook_file.stem == "90_analysis":
             return papermill(notebook_file, copy, parameters, log, ended)
-        shutil.copy(notebook_file, copy)
-        values = records.read_json(parameters)
-        if notebook_file.stem == "10_baseline":
-            notebook.baseline_of(notebook.BaselineParameters(**values))
-        elif notebook_file.stem == "20_ablations":
-            asked = notebook.AblationParameters(**values)
-            notebook.ablation_of(asked, asked.ablation())
+        do_notebook(notebook_file, copy, parameters)
         return 0
 
     monkeypatch.setattr(steps, "_papermill", execute)

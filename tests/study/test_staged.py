@@ -53,7 +53,7 @@ def loss(better=(), **effects):
 
 
 @pytest.fixture
-def race(outputs, overrides, shown, tmp_path, monkeypatch):
+def race(outputs, overrides, shown, do_notebook, tmp_path, monkeypatch):
     """Runs the study with given losses (or "diverged", "failed") through the code of the notebooks."""
     state = SimpleNamespace(runs=[], executions=[], loss=loss(), interrupt=None, git={"commit": "c", "dirty": False})
 
@@ -73,14 +73,8 @@ def race(outputs, overrides, shown, tmp_path, monkeypatch):
 
     def papermill(notebook_file, executed, parameters, log, ended):
         state.executions.append(executed.stem.removeprefix("."))
-        shutil.copy(notebook_file, executed)
-        values = records.read_json(parameters)
-        if notebook_file.stem == "10_baseline":
-            notebook.baseline_of(notebook.BaselineParameters(**values))
-        elif notebook_file.stem == "20_ablations":
-            asked = notebook.AblationParameters(**values)
-            notebook.ablation_of(asked, asked.ablation())
-        elif notebook_file.stem == "90_analysis":
+        values = do_notebook(notebook_file, executed, parameters)
+        if notebook_file.stem == "90_analysis":
             state.asked = notebook.AnalysisParameters(**values)
             notebook.baseline_of(state.asked)
             state.answers = [notebook.ablation_of(state.asked, load_ablation(name)) for name in state.asked.ablations]

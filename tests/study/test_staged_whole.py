@@ -1,11 +1,9 @@
 """The smallest staged study: real runs, decided, claimed and reported, the analysis by papermill."""
 
-import shutil
-
 import yaml
 from scipy import stats
 
-from gptlib import notebook, records
+from gptlib import records
 from gptlib.report.html import notebook_html
 from gptlib.study import runner, steps
 
@@ -25,7 +23,9 @@ STUDY = {
 }
 
 
-def test_a_staged_study_from_its_file_to_its_report(outputs, overrides, executed, shown, tmp_path, monkeypatch):
+def test_a_staged_study_from_its_file_to_its_report(
+    outputs, overrides, executed, shown, do_notebook, tmp_path, monkeypatch
+):
     path, papermill, executions = tmp_path / "whole.yaml", steps._papermill, []
     path.write_text(yaml.safe_dump(STUDY | {"overrides": overrides}))
 
@@ -33,13 +33,7 @@ def test_a_staged_study_from_its_file_to_its_report(outputs, overrides, executed
         executions.append(copy.stem.removeprefix("."))
         if notebook_file.stem == "90_analysis":
             return papermill(notebook_file, copy, parameters, log, ended)
-        shutil.copy(notebook_file, copy)
-        values = records.read_json(parameters)
-        if notebook_file.stem == "10_baseline":
-            notebook.baseline_of(notebook.BaselineParameters(**values))
-        elif notebook_file.stem == "20_ablations":
-            asked = notebook.AblationParameters(**values)
-            notebook.ablation_of(asked, asked.ablation())
+        do_notebook(notebook_file, copy, parameters)
         return 0
 
     monkeypatch.setattr(steps, "_papermill", execute)

@@ -1,0 +1,24 @@
+"""Notebooks of a study done in this process: what their cells call, without a kernel."""
+
+import shutil
+
+import pytest
+
+from gptlib import notebook, records
+
+
+@pytest.fixture(scope="session")
+def do_notebook():
+    """Does what 10_baseline or 20_ablations does with a parameter file, leaves a copy; returns the parameters."""
+
+    def do(notebook_file, copy, parameters):
+        shutil.copy(notebook_file, copy)
+        values = records.read_json(parameters)
+        if notebook_file.stem == "10_baseline":
+            notebook.baseline_of(notebook.BaselineParameters(**values))
+        elif notebook_file.stem == "20_ablations":
+            asked = notebook.AblationParameters(**values)
+            notebook.ablation_of(asked, asked.ablation())
+        return values
+
+    return do
