@@ -1,4 +1,7 @@
-"""What 90_analysis needs beyond one comparison: several sizes, 2x2 designs, stages, repeats, and findings in words."""
+"""What 90_analysis needs beyond one comparison: stages, several sizes, 2x2 designs, repeats, searches, and findings.
+
+A part that not every study has shows its own heading, or nothing.
+"""
 
 from collections.abc import Iterable, Sequence
 from math import isnan, nan
@@ -25,6 +28,7 @@ from gptlib.notebook import (
 from gptlib.report import journal, plots, science_plots, tables
 from gptlib.report.compare import comparison_lines, read_arms
 from gptlib.stats.compare import Comparison, contrast
+from gptlib.study import stability
 from gptlib.study.budget import burn_down, spent, stage_costs
 from gptlib.study.experiment import Experiment
 from gptlib.study.hypothesis import METRICS, Analysis, combine, load_ablation
@@ -77,13 +81,12 @@ def interaction_of(parameters: RunParameters, names: Sequence[str]) -> Interacti
     )
 
 
-def stages(parameters: RunParameters) -> Markdown:
-    """What a staged study decided, stage by stage, with its figures; one line for a study without stages."""
+def stages(parameters: RunParameters) -> None:
+    """What a staged study decided, stage by stage, with its figures."""
     decided = decision(Path(parameters.outputs), parameters.study)
     if decided is None:
-        return Markdown("This study has no stages: every ablation was run at full length with every seed.")
-    _show_stages(decided)
-    _show_budget(parameters)
+        return
+    _head("Stages", "A staged study screens, checks and races; only the race claims anything, on seeds of its own.")
     lines = [f"**Verdict: {decided['verdict']}.**"]
     for claim in decided["claims"]:
         interval = "" if claim["low"] is None else (
@@ -93,7 +96,13 @@ def stages(parameters: RunParameters) -> Markdown:
         lines.append(f"- **{claim['variant']}**: {claim['reason']}.{interval}")
     for arm in decided["target"] or ():
         lines.append(f"- {arm['variant']} against the target {arm['target']:g}: {arm['reason']}.")
-    return Markdown("\n".join(lines))
+    display(Markdown("\n".join(lines)))
+    _show_stages(decided)
+    _show_budget(parameters)
+
+
+def _head(title: str, text: str) -> None:
+    display(Markdown(f"## {title}\n\n{text}"))
 
 
 def _show_stages(decided: dict[str, Any]) -> None:
@@ -136,24 +145,81 @@ def _show_budget(parameters: RunParameters) -> None:
     show(science_plots.burn_down(frame), "Dollars of each stage, planned at worst and spent, and what is left.")
 
 
-def foreign(parameters: AnalysisParameters) -> Markdown:
+def sizes(parameters: AnalysisParameters, answers: Iterable[Answer]) -> None:
+    """Each effect against the size of the baseline, for a study of several bases."""
+    if not parameters.ladder:
+        return
+    answers = list(answers)
+    _head("Does the effect hold at other sizes?", "An effect that shrinks with size may be gone at the next.")
+    frame = across_sizes(parameters, answers)
+    sentence = "Difference to the baseline of the same size, with its interval."
+    show(plots.effects_by_size(frame, label_of(answers)), sentence)
+    display(tables.sizes_table(frame))
+
+
+def interactions(parameters: AnalysisParameters) -> None:
+    """Two changes, each alone and both together, for the pairs that a study names."""
+    found = [interaction_of(parameters, pair) for pair in parameters.interactions]
+    if not found:
+        return
+    _head("Do effects add up?", "The contrast is zero where both together are worth the sum of each.")
+    for one in found:
+        show(plots.interaction(one.variants, one.losses, one.metric), "Parallel lines: the effects add up.")
+    display(tables.comparison_table({" x ".join(one.variants): one.contrast for one in found}))
+
+
+def repeats(parameters: AnalysisParameters, answers: Iterable[Answer]) -> None:
+    """The p-values of the same comparison with fresh seeds each time."""
+    rows = repeated(parameters, answers)
+    if not len(rows):
+        return
+    _head(
+        "Again and again",
+        "Where both arms are one configuration (A/A), p-values are uniform and fall below alpha in a share alpha of "
+        "all repeats, if the whole pipeline keeps its word.",
+    )
+    for variant, of in rows.groupby("variant"):
+        values = list(of["p_value"])
+        show(science_plots.p_values(values, 0.05), f"{variant}: {share_below(values)}")
+
+
+def stable_rates(parameters: AnalysisParameters) -> None:
+    """The largest learning rate that each arm named in `stable_lr` bears; runs that are missing are made now."""
+    if not parameters.stable_lr:
+        return
+    _head(
+        "Which rates does it bear?",
+        "Tried from the largest down until no run diverges, two seeds each. A diverged run is a result; stable is not "
+        "yet good, as the losses show.",
+    )
+    found = {}
+    for name, grid in parameters.stable_lr.items():
+        plan = parameters.plan(None if name == "baseline" else load_ablation(name))
+        found[plan.variant] = stability.stable_rates(plan, grid)
+    for variant, search in found.items():
+        display(Markdown(f"**{variant}**: {search.text()}."), tables.stability_table(search))
+
+
+def foreign(parameters: AnalysisParameters) -> None:
     """Records of other programs' runs, the first as the baseline: table, curves and verdicts. Raises RecordError."""
     if not parameters.imported:
-        return Markdown("No records of other programs were named.")
+        return
+    _head("Runs of other programs", "What `gptlib import-log` has brought in, beside the first of them.")
     folders = [Path(parameters.outputs) / "imported" / name for name in parameters.imported]
     arms = read_arms(folders)
     display(tables.summary_table([records.read_json(folder / "summary.json") for folder in folders]))
     frames = [pd.read_csv(f / "metrics.csv").assign(variant=arm.name) for f, arm in zip(folders, arms, strict=True)]
     show(plots.loss_curves(pd.concat(frames, ignore_index=True), title="Runs of other programs"), "As their logs say.")
-    return Markdown("\n\n".join(comparison_lines(arms, Analysis())))
+    display(Markdown("\n\n".join(comparison_lines(arms, Analysis()))))
 
 
 def write_comparison(parameters: RunParameters, figure: Figure) -> None:
-    """Write ablation_comparison.png and ablation_analysis.txt into the study's folder."""
-    outputs = Path(parameters.outputs)
-    figure.savefig(outputs / parameters.study / journal.COMPARISON, dpi=110)
-    text = journal.analysis_text(outputs, parameters.study, parameters.stage)
-    records.write_text(outputs / parameters.study / "ablation_analysis.txt", text)
+    """Write the study's ablation_comparison.png and .svg, ablation_analysis.txt, and its journal as appendix.md."""
+    asked = Path(parameters.outputs), parameters.study, parameters.stage
+    folder = asked[0] / asked[1]
+    figure.savefig(folder / journal.COMPARISON, dpi=110)
+    records.write_text(folder / "ablation_analysis.txt", journal.analysis_text(*asked))
+    records.write_text(folder / "appendix.md", journal.journal(*asked))
 
 
 def label_of(answers: Iterable[Answer]) -> str:

@@ -103,6 +103,7 @@ class AnalysisParameters(RunParameters):
     interactions: list[tuple[str, str]] = []
     ladder: dict[str, str] = {}
     repeats: dict[str, list[int]] = {}
+    stable_lr: dict[str, list[float]] = {}
     imported: list[str] = []
     missing: list[str] = []
 

@@ -51,20 +51,22 @@ def decide(parameters, **changes):
 # --- stages -----------------------------------------------------------------------------------------------------
 
 
-def test_a_study_without_stages_says_so(parameters, displayed):
-    assert analysis.stages(parameters).data.startswith("This study has no stages:") and displayed == []
+def test_a_study_without_stages_has_no_such_part(parameters, displayed):
+    analysis.stages(parameters)
+    assert displayed == []
 
 
 def test_every_stage_and_look_is_a_row_and_every_claim_a_line(parameters, displayed):
     decide(parameters)
-    said = analysis.stages(parameters).data.splitlines()
-    assert said == [
+    analysis.stages(parameters)
+    head, lines, table, sentence = displayed
+    assert head.data.startswith("## Stages")
+    assert lines.data.splitlines() == [
         "**Verdict: gelu better than the baseline, at a chance of 0.05 for any false claim.**",
         "- **gelu**: better: p = 0.01. Difference -0.3000 [-0.4000, -0.2000], the interval at the level of the last "
         "boundary.",
         "- **relu**: undecided: a run diverged.",
     ]
-    table, sentence = displayed
     assert list(table.index) == [
         ("A (screen)", "gelu"),
         ("A (screen)", "smear"),
@@ -88,15 +90,15 @@ def test_ranks_are_drawn_of_the_last_look_and_only_over_several_stages(parameter
 
 def test_the_target_is_a_line_for_each_arm(parameters, displayed):
     decide(parameters, target=[{"variant": "gelu", "target": 3.28, "reason": "the mean is below"}])
-    assert "- gelu against the target 3.28: the mean is below." in analysis.stages(parameters).data
+    analysis.stages(parameters)
+    assert "- gelu against the target 3.28: the mean is below." in displayed[1].data
 
 
 def test_a_study_that_stopped_before_its_first_stage_has_one_line(parameters, displayed):
     decide(parameters, stages=[], claims=[], verdict="not finished: stage A: its first run failed")
-    assert (
-        analysis.stages(parameters).data == "**Verdict: not finished: stage A: its first run failed.**"
-        and displayed == []
-    )
+    analysis.stages(parameters)
+    _, lines = displayed
+    assert lines.data == "**Verdict: not finished: stage A: its first run failed.**"
 
 
 # --- repeats ----------------------------------------------------------------------------------------------------
@@ -144,3 +146,32 @@ def test_the_share_of_small_p_values_beside_its_band(below, of, alpha):
 def test_comparisons_that_could_not_be_tested_are_not_counted():
     assert analysis.share_below([None, float("nan"), 0.5, 0.01]).startswith("1 of 2 comparisons")
     assert analysis.share_below([]) == analysis.share_below([None]) == "No comparison could be tested."
+
+
+def test_parts_that_a_study_does_not_have_show_nothing(parameters, displayed):
+    vars(parameters).update(ladder={}, interactions=[], stable_lr={}, imported=[])
+    analysis.sizes(parameters, [])
+    analysis.interactions(parameters)
+    analysis.repeats(parameters, [])
+    analysis.stable_rates(parameters)
+    analysis.foreign(parameters)
+    assert displayed == []
+
+
+def test_the_search_of_every_arm_is_a_line_and_a_table(parameters, displayed, monkeypatch):
+    point = analysis.stability.Point
+    found = {
+        "baseline": analysis.stability.Stability((point(8, 0.048, 2, 0, None, 2.3),)),
+        "no_norm": analysis.stability.Stability((point(8, 0.048, 2, 2, 3, None), point(1, 0.006, 2, 0, None, 1.5))),
+    }
+    parameters.stable_lr = {"baseline": [8, 1], "no_norm": [8, 1]}
+    parameters.plan = lambda ablation: SimpleNamespace(variant=ablation.variant if ablation else "baseline")
+    monkeypatch.setattr(analysis.stability, "stable_rates", lambda plan, grid: found[plan.variant])
+    monkeypatch.setattr(analysis, "display", lambda *things: displayed.extend(things))
+    analysis.stable_rates(parameters)
+    _, first, _, second, table = displayed
+    assert first.data == (
+        "**baseline**: the largest stable rate tried is 0.048 (x8); the grid has none above it that diverged."
+    )
+    assert second.data == "**no_norm**: the largest stable rate tried is 0.006 (x1); diverged: 0.048 (2 of 2 runs)."
+    assert list(table["diverged"]) == ["2 of 2", "0 of 2"]

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from gptlib.stats.planner import STUDIES, Design, World, characteristics, plan_s
 from gptlib.study.budget import Budget, StageCost, concerns, stage_costs, staged_config
 from gptlib.study.hypothesis import Ablation, combine, load_ablation
 from gptlib.study.prices import Estimate, PastRun, Prices, dollars, estimate, load_prices, past_runs
+from gptlib.study.stability import SEARCH_SEEDS
 from gptlib.study.studies import ROLES, Study, load_study
 
 
@@ -82,6 +83,10 @@ def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun]) 
             count += (study.repeats - 1) * len(study.seeds)
             runs, minutes, cost = runs + count, minutes + count * each.minutes, cost + count * each.dollars
             said = each.source
+    for name, grid in study.stable_lr.items():
+        most = SEARCH_SEEDS * len(grid)
+        yield f"\nlargest stable rate of {name}: at most {most} runs, factors {_listed(sorted(grid, reverse=True))}"
+        runs, minutes, cost = runs + most, minutes + most * each.minutes, cost + most * each.dollars
     again = f" ({study.repeats} repeats, each with fresh seeds)" if study.repeats > 1 else ""
     yield f"\nin all: {runs} runs{again}, {_time(minutes)} one after the other, {dollars(cost)}"
 
@@ -118,8 +123,8 @@ def _size(config: RunConfig) -> str:
     return f"{config.train.steps:,} steps of {config.tokens_per_step:,} tokens"
 
 
-def _listed(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds))
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _each(cost: Estimate, said: str) -> str:

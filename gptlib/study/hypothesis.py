@@ -183,6 +183,12 @@ def distinct_seeds(seeds: Sequence[int]) -> list[int]:
     return list(seeds)
 
 
+def distinct_factors(name: str, factors: Sequence[float]) -> list[float]:
+    if not factors or len(set(factors)) != len(factors) or min(factors) <= 0:
+        raise ConfigError(f"{name}={list(factors)}: give factors above 0, each once, e.g. [1, 0.3, 0.1]")
+    return list(factors)
+
+
 def load_ablation(name: str | Path) -> Ablation:
     """Read `params/ablations/<name>.yaml` or a path. Raises ConfigError."""
     path = params_file("ablations", name)

@@ -20,6 +20,7 @@ from gptlib.study.noise import note_noise
 from gptlib.study.plan import plan_experiment
 from gptlib.study.prices import load_prices
 from gptlib.study.registration import register
+from gptlib.study.stability import stable_rates
 from gptlib.study.staged import run_stages
 from gptlib.study.steps import Notebooks, Place, Step, progress
 from gptlib.study.studies import Study, load_study
@@ -53,6 +54,7 @@ class _Run:
         named = dict(zip(study.ablations, self.ablations.items(), strict=True))
         self.pairs = [(named[a], named[b]) for a, b in study.interactions]
         self.notebooks = Notebooks(self.folder, study.notebooks_at_once)
+        self.searched: dict[str, list[float]] = {}  # of study.stable_lr, what was found
         self.places = [
             Place(
                 base,
@@ -118,7 +120,7 @@ class _Run:
         missing = [step.name for stage in steps for step in steps[stage] if not step.is_done()]
         parameters = self._parameters(
             main, study=self.study.name, stage=main.stage, seeds=main.seeds, ablations=names, interactions=pairs,
-            ladder=ladder, repeats=repeats, missing=missing,
+            ladder=ladder, repeats=repeats, missing=missing, stable_lr=self.searched,
         )  # fmt: skip
         ends = [records.read_json(p.folder / "summary.json")["end_time"] for done in plans.values() for p in done]
         said = [records.read_json(path) for name in SAID if (path := self.folder / f"{name}.json").exists()]
@@ -138,12 +140,27 @@ class _Run:
             main, steps = run_stages(self)  # no place before the first stage has its runs, so nothing to report on
         else:
             main, steps = self.places[0], self._all_at_once()
+            self._search_rates(steps[main.stage])
         analysis = [self.analysis_step(main, steps, self._reported(main, steps))] if main else []
         self.notebooks.execute(analysis)
         note_noise(self.outputs, [step.plan for stage in steps.values() for step in stage if step.plan])
         print(f"study {self.study.name}: {time.monotonic() - start:.0f} s", flush=True)
         copies = [step.copy for step in (*data, *(step for stage in steps.values() for step in stage), *analysis)]
         return Outcome(self.folder, [copy for copy in copies if copy.exists()], self.notebooks.failures)
+
+    def _search_rates(self, steps: list[Step]) -> None:
+        """The largest rates that arms bear, searched once the arms are there; what was found is in the analysis."""
+        plans = {step.plan.variant: step.plan for step in steps if step.plan and step.is_done()}
+        for name, grid in self.study.stable_lr.items():
+            plan = plans.get("baseline" if name == "baseline" else load_ablation(name).variant)
+            try:
+                found = stable_rates(plan, grid) if plan else None
+            except (records.RecordError, OSError) as error:
+                self.notebooks.failures.append(f"stable_lr of {name} did not finish ({error})")
+                continue
+            if found:
+                self.searched[name] = grid
+                print(f"stable_lr of {name}: {found.text()}", flush=True)
 
     def _reported(self, main: Place, steps: dict[str, list[Step]]) -> list[str]:
         """The ablations with all seeds of `main`: not what left a race before, whose other runs nobody asked for."""

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlib import records
-from gptlib.config import ConfigError, with_changes
+from gptlib.config import with_changes
 from gptlib.fields import RunConfig
 from gptlib.study.experiment import Experiment, execute, summarise
-from gptlib.study.plan import plan_experiment
+from gptlib.study.hypothesis import distinct_factors
+from gptlib.study.plan import Plan, plan_experiment
+
+SEARCH_SEEDS = 2  # of a study's search
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Stability:
         """The largest factor at which no run diverged; None: none of the grid is small enough."""
         return next((point for point in self.points if not point.diverged), None)
 
+    def text(self) -> str:
+        """`the largest stable rate tried is 0.003 (x1); diverged: 0.03 (2 of 2 runs)`"""
+        best, lost = self.largest, [point for point in self.points if point.diverged]
+        stable = f"the largest stable rate tried is {best.lr:.3g} (x{best.factor:g})" if best else "none is stable"
+        runs = ", ".join(f"{point.lr:.3g} ({point.diverged} of {point.runs} runs)" for point in lost)
+        return stable + (f"; diverged: {runs}" if lost else "; the grid has none above it that diverged")
+
 
 def largest_stable_lr(
     config: RunConfig,
@@ -54,10 +64,8 @@ def largest_stable_lr(
     Downwards and not by halves: so nothing is assumed of the factors between. `stage` tells searches of one study
     apart, e.g. by the name of the ablation. Raises ConfigError for a bad grid, RecordError where a run fails.
     """
-    if not grid or len(set(grid)) < len(grid) or min(grid) <= 0:
-        raise ConfigError(f"grid={list(grid)}: give factors above 0, each once, e.g. [1, 0.3, 0.1]")
     points: list[Point] = []
-    for factor in sorted(grid, reverse=True):
+    for factor in sorted(distinct_factors("grid", grid), reverse=True):
         tried = with_changes(config, {"optim.lr_scale": factor * config.optim.lr_scale})
         name = f"lr-{tried.optim.matrix_lr:.6g}"
         plan = plan_experiment(outputs, study, f"{stage}-stability", tried, list(seeds)).of(name, tried)
@@ -68,6 +76,15 @@ def largest_stable_lr(
         if not points[-1].diverged:
             break
     return Stability(tuple(points))
+
+
+def stable_rates(plan: Plan, grid: Sequence[float], poll: Callable[[], None] = lambda: None) -> Stability:
+    """The search for an arm of a study, with its first two seeds: many rates and few seeds find the edge soonest.
+
+    It lies in stages of its own, `<stage>-<variant>-stability`. Raises as largest_stable_lr.
+    """
+    where = plan.outputs, plan.study, f"{plan.stage}-{plan.variant}"
+    return largest_stable_lr(plan.config, grid, *where, plan.seeds[:SEARCH_SEEDS], poll)
 
 
 def _point(factor: float, experiment: Experiment) -> Point:

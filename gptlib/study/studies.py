@@ -9,7 +9,7 @@ from gptlib.config import ConfigError, Overrides, flatten, params_file, parse_ov
 from gptlib.fields import RunConfig, Section
 from gptlib.records import NAME
 from gptlib.stats.staging import Rule
-from gptlib.study.hypothesis import combine, distinct_seeds, load_ablation, with_factors
+from gptlib.study.hypothesis import combine, distinct_factors, distinct_seeds, load_ablation, with_factors
 from gptlib.yaml12 import read_yaml, suggestion
 
 StageName = Literal["A", "B", "C"]
@@ -97,6 +97,8 @@ class Profile(Section):
     overrides: dict[str, Any] | None = None
     ablations: list[str] | None = None
     seeds: list[int] | None = None
+    stages: Staging | None = None
+    stable_lr: dict[str, list[float]] | None = None
 
 
 class Study(Section):
@@ -112,6 +114,8 @@ class Study(Section):
     stage: str = "full"
     stages: Staging | None = None  # None: all ablations at once, with `seeds`
     repeats: int = Field(1, ge=1, le=99)  # the whole study again and again, each time with fresh seeds
+    # of the baseline or an ablation: factors on its rates, tried from the largest down until no run diverges
+    stable_lr: dict[str, list[float]] = {}
     notebooks_at_once: int = Field(2, ge=1)
     profiles: dict[str, Profile] = {}
 
@@ -125,12 +129,23 @@ class Study(Section):
         unknown = sorted({name for pair in self.interactions for name in pair} - set(self.ablations))
         if unknown:
             raise ValueError(f"interactions: {', '.join(unknown)} is not among the ablations")
-        if self.stages and (self.interactions or len(self.bases) > 1 or self.repeats > 1):
-            raise ValueError("stages: a staged study has one base, no interactions and no repeats")
+        if self.stages and (self.interactions or len(self.bases) > 1 or self.repeats > 1 or self.stable_lr):
+            raise ValueError("stages: a staged study has one base, no interactions, repeats or stable_lr")
         if self.repeats > 1 and max(self.seeds) - min(self.seeds) >= REPEAT_SEEDS:
             raise ValueError(f"repeats: the seeds {self.seeds} would overlap; keep them within {REPEAT_SEEDS}")
         if not self.bases or len({Path(base).stem for base in self.bases}) < len(self.bases):
             raise ValueError(f"base={self.base}: give one name, or several, each once")
+        return self
+
+    @field_validator("stable_lr")
+    @classmethod
+    def _factors_are_a_grid(cls, grids: dict[str, list[float]]) -> dict[str, list[float]]:
+        return {name: distinct_factors(f"stable_lr.{name}", factors) for name, factors in grids.items()}
+
+    @model_validator(mode="after")
+    def _stable_rates_are_of_its_arms(self) -> "Study":
+        if unknown := sorted(set(self.stable_lr) - {"baseline", *self.ablations}):
+            raise ValueError(f"stable_lr: {', '.join(unknown)} is neither baseline nor among the ablations")
         return self
 
     @property

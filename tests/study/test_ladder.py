@@ -79,7 +79,7 @@ def test_sizes_and_pairs_are_reported_once_and_for_all(study, outputs):
         assert layers == (1 if stage == "full" else 2)
 
     analysis = outputs / "ladder" / "analysis.ipynb"
-    table, pictures = cell(analysis, "across_sizes")
+    table, pictures = cell(analysis, "analysis.sizes")
     assert pictures == 1 and all(word in table for word in ("one", "two", "3,096", "6,168", "gelu", "no_qk_norm"))
     losses = {
         variant: [
@@ -89,7 +89,7 @@ def test_sizes_and_pairs_are_reported_once_and_for_all(study, outputs):
         for variant in VARIANTS
     }
     a, b, c, d = (sum(losses[variant]) / 2 for variant in VARIANTS)
-    table, pictures = cell(analysis, "interaction_of")
+    table, pictures = cell(analysis, "analysis.interactions")
     assert pictures == 1 and "gelu x no_qk_norm" in table and f"{d - b - c + a:+.4f}" in table
     notebook_html(analysis, outputs / "report.html")
     page = (outputs / "report.html").read_text()

@@ -1,11 +1,15 @@
 """The search goes down until no run diverges, keeps what it ran, and takes a failed run for no answer."""
 
 import pytest
+import yaml
 
 from gptlib import records
 from gptlib.config import ConfigError
 from gptlib.report.tables import stability_table
-from gptlib.study.stability import largest_stable_lr
+from gptlib.study import runner, steps
+from gptlib.study.plan import plan_experiment
+from gptlib.study.stability import Point, Stability, largest_stable_lr, stable_rates
+from gptlib.study.studies import load_study
 
 GRID = [0.1, 10, 1, 100]
 
@@ -76,3 +80,53 @@ def test_the_table_marks_the_answer(search):
         "10",
         "1",
     ]
+
+
+def test_a_study_searches_its_arms_once_they_are_there(
+    outputs, overrides, do_notebook, executed, shown, tmp_path, monkeypatch
+):
+    """The runs are found again by the analysis; a search that failed is reported and left out of it."""
+    asked, parameters = [], {}
+
+    def execute(notebook_file, copy, values, log, ended):
+        parameters[copy.stem.removeprefix(".")] = do_notebook(notebook_file, copy, values)
+        return 0
+
+    def search(plan, grid):
+        asked.append((plan.variant, plan.seeds, grid))
+        if plan.variant == "gelu":
+            raise records.RecordError("lr-1: 1 runs failed")
+        return Stability((Point(2, 0.04, 2, 0, None, 3.0),))
+
+    study = {"name": "s", "question": "Which?", "base": "smoke", "ablations": ["gelu"], "seeds": [1, 2, 3]}
+    study |= {"overrides": overrides, "stable_lr": {"baseline": [2, 1], "gelu": [4]}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.setattr(steps, "_papermill", execute)
+    monkeypatch.setattr(runner, "stable_rates", search)
+    outcome = runner.run_study(tmp_path / "s.yaml", outputs)
+    assert asked == [("baseline", (1, 2, 3), [2, 1]), ("gelu", (1, 2, 3), [4])]
+    assert parameters["analysis"]["stable_lr"] == {"baseline": [2, 1]}
+    assert outcome.failures == ["stable_lr of gelu did not finish (lr-1: 1 runs failed)"]
+
+
+def test_a_studys_search_takes_two_seeds_and_a_stage_of_its_own(outputs, tiny, executed):
+    plan = plan_experiment(outputs, "s", "full", tiny(), [5, 6, 7])
+    found = stable_rates(plan, [1.0])
+    assert found.largest and found.largest.runs == 2
+    (folder,) = (outputs / "s" / "full-baseline-stability").glob("lr-*")
+    assert sorted(path.name for path in folder.glob("runs/*")) == ["run_0_seed_5", "run_1_seed_6"]
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ({"smear": [1]}, "stable_lr: smear is neither baseline nor among the ablations"),
+        ({"gelu": [1, -1]}, "stable_lr.gelu=[1.0, -1.0]: give factors above 0"),
+    ],
+)
+def test_a_search_that_does_not_fit_the_study_is_one_line(tmp_path, grids, message):
+    study = {"name": "s", "question": "Which?", "base": "smoke", "ablations": ["gelu"], "stable_lr": grids}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(ConfigError) as error:
+        load_study(tmp_path / "s.yaml")
+    assert message in str(error.value) and "\n" not in str(error.value)

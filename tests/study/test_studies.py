@@ -68,9 +68,13 @@ def test_a_study_names_the_key_that_does_not_fit(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base": ["smoke", "quickstart"]}, "stages: a staged study has one base, no interactions and no repeats"),
+        (
+            {"base": ["smoke", "quickstart"]},
+            "stages: a staged study has one base, no interactions, repeats or stable_lr",
+        ),
         ({"interactions": [["gelu", "smear"]]}, "stages: a staged study has one base"),
         ({"repeats": 2}, "stages: a staged study has one base"),
+        ({"stable_lr": {"baseline": [1]}}, "stages: a staged study has one base"),
         ({"ablations": ["gelu", "adamw_tuned"]}, "adamw_tuned: a staged study cannot tune, nor give arms other"),
     ],
     ids=str,
