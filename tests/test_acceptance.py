@@ -22,7 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-import click
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_a_named_function_exists(word):
 def test_a_command_has_the_options_that_it_is_given(command):
     """And its arguments; a study or a base that it names is in params/."""
     part, words = typer.main.get_command(cli.app), shlex.split(command)[1:]
-    context = click.Context(part)
+    context = typer.Context(part)
     while hasattr(part, "get_command"):
         name, *words = words
         part = part.get_command(context, name)
@@ -256,6 +255,7 @@ def test_the_analysis_leaves_its_figure_and_its_text(shell):
     assert Image.open(shell.outputs / "adhoc" / "ablation_comparison.png").width > 500
     mean = records.read_json(shell.record / "summary.json")["statistics"]["val_loss"]["mean"]
     assert f"val loss {mean:.4f}" in (shell.outputs / "adhoc" / "ablation_analysis.txt").read_text()
+    assert "### Key metrics over training" in (shell.outputs / "adhoc" / "appendix.md").read_text()
 
 
 def test_the_papers_that_the_log_names_are_cited():
