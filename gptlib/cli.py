@@ -30,14 +30,20 @@ def study(name: Annotated[str, typer.Argument(help="a name in params/studies, or
           profile: Annotated[str, typer.Option(help="one of the study's profiles, e.g. cpu; its records lie in "
                                                     "outputs/NAME-PROFILE")] = "",
           dry_run: Annotated[bool, typer.Option("--dry-run", help="say commands, runs and costs, and run nothing")]
-          = False) -> None:  # fmt: skip
+          = False,
+          device: Annotated[str, typer.Option(help="of --dry-run: where a study without stages would run, a name in "
+                                                   "params/prices.yaml")] = "here") -> None:  # fmt: skip
     """Run what is missing of a study through the notebooks; prints the path of its report."""
     if dry_run:
         from gptlib.study.dry_run import dry_run as lines
 
-        for line in lines(name, _outputs(outputs), tuple(set or ()), profile=profile):
+        for line in lines(name, _outputs(outputs), tuple(set or ()), profile=profile, device=device):
             print(line)
         return
+    if device != "here":
+        raise ConfigError(
+            f"--device {device} only prices a --dry-run; runs take what hardware.device of the study says"
+        )
     from gptlib.report.html import study_pages
     from gptlib.study.runner import run_study
 

@@ -57,6 +57,9 @@ def in_process(run):
             "capacity.yaml: no profile 'cpus'; did you mean",
         ),
         (["study", "quickstart", "--profile", "cpu"], "quickstart.yaml: no profile 'cpu'"),
+        (["study", "cs336", "--dry-run", "--device", "H10"], "device 'H10' is not in params/prices.yaml"),
+        (["study", "cs336", "--device", "H100"], "--device H100 only prices a --dry-run"),
+        (["study", "staged_quick", "--dry-run", "--device", "H100"], "each stage of staged_quick declares its own"),
         (["journal", "nothing"], "no record, and params/studies has no nothing"),
         (
             ["plan", "--variants", "2", "--effect", "1", "--outputs", "nowhere"],

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptlib.config import from_anywhere, load_config, params_file, project_root
+from gptlib.config import ConfigError, from_anywhere, load_config, params_file, project_root
 from gptlib.fields import RunConfig
 from gptlib.stats.planner import STUDIES, Design, World, characteristics, plan_study
 from gptlib.study.budget import Budget, StageCost, concerns, stage_costs, staged_config
@@ -21,16 +21,22 @@ from gptlib.study.studies import ROLES, Study, load_study
 
 
 def dry_run(name: str | Path, outputs: Path, overrides: tuple[str, ...] = (), studies: int = STUDIES,
-            profile: str = "") -> Iterator[str]:  # fmt: skip
-    """The lines that `gptlib study NAME --dry-run` prints; `studies`: simulated of each design. Raises ConfigError."""
+            profile: str = "", device: str = "here") -> Iterator[str]:  # fmt: skip
+    """The lines that `gptlib study NAME --dry-run` prints; `studies`: simulated of each design. Raises ConfigError.
+
+    `device`, a name in the price list, is where a study without stages would run; stages declare their own.
+    """
     study, prices = load_study(name, overrides, profile), load_prices()
     past = past_runs(outputs, prices)
     costs = stage_costs(study, prices, past) if study.stages else []  # bad input is refused before the first line
+    prices.of(device)
+    if study.stages and device != "here":
+        raise ConfigError(f"--device {device}: each stage of {study.name} declares its own; leave it out")
     yield f"study {study.name}: {study.question}"
     yield "Nothing is run, written or downloaded. The commands work one by one, in this folder:"
     yield f"  cd {shlex.quote(str(project_root()))}"
     if study.stages is None:
-        yield from _unstaged(study, outputs, prices, past)
+        yield from _unstaged(study, outputs, prices, past, device)
         return
     for cost in costs:
         yield from _stage(study, cost, outputs, prices)
@@ -64,7 +70,7 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun]) -> Iterator[str]:
+def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun], device: str) -> Iterator[str]:
     loaded = {name: load_ablation(name) for name in study.ablations}
     pairs = [combine(loaded[a], loaded[b]) for a, b in study.interactions]
     asked: list[str | Ablation | None] = [None, *loaded, *pairs]
@@ -74,7 +80,7 @@ def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun]) 
         yield f"\nbase {base}, stage {stage}: {_size(config)}, seeds {_listed(study.seeds)}"
         for one in asked:
             ablation = loaded[one] if isinstance(one, str) else one
-            each = estimate(study, None, ablation.apply(config) if ablation else config, prices, past)
+            each = estimate(study, None, ablation.apply(config) if ablation else config, prices, past, device)
             trials = _trials(ablation) if ablation else 0
             count = len(study.seeds) + trials
             tuning = f", {trials} of them to tune both arms" if trials else ""

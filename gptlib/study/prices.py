@@ -128,14 +128,16 @@ class Estimate:
 
 
 def estimate(
-    study: Study, name: StageName | None, config: RunConfig, prices: Prices, past: Iterable[PastRun] = ()
-) -> Estimate:
-    """Of one run of `config` in a stage (None: of a study without stages, run here).
+    study: Study, name: StageName | None, config: RunConfig, prices: Prices, past: Iterable[PastRun] = (),
+    device: str = "here",
+) -> Estimate:  # fmt: skip
+    """Of one run of `config` in a stage (None: of a study without stages, one rank to each `device`).
 
     What the study declares comes first; then what finished runs of the same configuration on the same device took for
     a step, of whatever length they were; else FLOPs over an assumed share of the peak. Raises ConfigError.
     """
-    stage = _stage(study, name)
+    alone = Stage(seeds=study.seeds, device=device, devices=config.hardware.ranks)
+    stage = study.stages.stages()[name] if study.stages and name else alone
     price, count = prices.of(stage.device), device_count(stage, config)
     key, steps = _speed_key(config), config.train.steps
     alike = [run for run in past if stage.device in run.devices and _speed_key(run.config) == key]
@@ -152,10 +154,6 @@ def estimate(
         return Estimate(minutes, stage.dollars_per_run, f"dollars declared; {source}")
     named = f"{count} x {stage.device}, {dollars(price.dollars_per_hour)} an hour each"
     return Estimate(minutes, minutes / 60 * count * price.dollars_per_hour, f"{source}; {named}")
-
-
-def _stage(study: Study, name: StageName | None) -> Stage:
-    return study.stages.stages()[name] if study.stages and name else Stage(seeds=study.seeds)
 
 
 def device_count(stage: Stage, config: RunConfig) -> int:

@@ -11,16 +11,18 @@ import pytest
 import yaml
 
 from gptlib import cli, records
-from gptlib.config import ConfigError, project_root
+from gptlib.accounting import run_flops
+from gptlib.config import ConfigError, load_config, project_root
 from gptlib.notebook import AblationParameters, BaselineParameters
 from gptlib.study.dry_run import dry_run
 from gptlib.study.hypothesis import load_ablation
+from gptlib.study.prices import load_prices
 
 STUDIES = 200  # simulated of each design
 
 
-def lines(name: str | Path, outputs: Path, *overrides: str) -> list[str]:
-    return "\n".join(dry_run(name, outputs, overrides, STUDIES)).splitlines()
+def lines(name: str | Path, outputs: Path, *overrides: str, device: str = "here") -> list[str]:
+    return "\n".join(dry_run(name, outputs, overrides, STUDIES, device=device)).splitlines()
 
 
 def commands(said: list[str]) -> list[list[str]]:
@@ -37,6 +39,19 @@ def given(words: list[str]) -> dict[str, Any]:
         if flag == "-y":
             values |= yaml.safe_load(value)
     return values
+
+
+def test_a_plain_study_is_priced_on_a_device_of_the_price_list(tmp_path: Path) -> None:
+    """FLOPs at 0.4 of the peak; 18 runs, and of the search at most two for each factor."""
+    config, listed = load_config("cs336_tinystories_17m"), load_prices().of("H100")
+    seconds = run_flops(config, config.data.vocab_size) / (0.4 * 1e12 * listed.tflops)
+    said = lines("cs336", tmp_path, device="H100")
+    each = f"baseline: 3 runs, each {seconds:.0f} s, ${seconds / 3600 * listed.dollars_per_hour:.2g}"
+    assert any(each in line for line in said)
+    assert "largest stable rate of no_norm: at most 10 runs, factors 1, 0.3333, 0.1667, 0.0667, 0.0333" in "\n".join(
+        said
+    )
+    assert "in all: 28 runs" in said[-1]
 
 
 # --- staged studies ---------------------------------------------------------------------------------------------

@@ -52,6 +52,13 @@ def log(plan):
 # --- executing --------------------------------------------------------------------------------------------------
 
 
+def test_the_log_says_at_which_step_a_run_diverged(executed, plan):
+    asked = plan(seeds=[42], changes={"optim.lr_scale": 1e12, "model.logit_softcap": 0.0})
+    result = execute(asked).results[0]
+    assert result["status"] == "diverged"
+    assert log(asked).rstrip().endswith(f"run 0 seed 42 attempt 1: diverged at step {result['diverged_at']}")
+
+
 def test_an_experiment_leaves_its_record(executed, plan):
     asked = plan()
     assert not asked.is_complete()
