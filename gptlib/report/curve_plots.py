@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from gptlib.report.style import FULL, GREY, INK, LIGHT, NARROW, broken, legend, letters, new_axes, styles
+from gptlib.report.style import FULL, GREY, INK, LIGHT, NARROW, broken, figure_of, legend, letters, new_axes, styles
 
 # loss_curves shows the last two thirds of the run in at least a third of the height: earlier points may be cut.
 EARLY, ZOOM = 1 / 3, 3.0
@@ -70,31 +70,39 @@ def mean_curve(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 def draw_losses(axes: Axes, scored: pd.DataFrame, looks: dict[str, dict[str, Any]], labels: dict[str, str]) -> None:
     """A thick line for the mean over seeds; beside it a thin line per seed of one variant, or else a band, their range.
 
-    Where a band ends because a seed has no more evaluations, thin lines go on for the seeds that have.
+    A run that diverged (`lost`) is a thin line by itself: it would drag mean and band along. Where a band ends because
+    a seed has no more evaluations, thin lines go on for the seeds that have.
     """
     for variant, look in looks.items():
         rows = scored[scored["variant"] == variant]
-        mean = mean_curve(rows, "val_loss")
+        mean = mean_curve(rows[~rows["lost"]], "val_loss")
         banded = len(looks) > 1 and len(mean) > 1
         if banded and rows["seed"].nunique() > 1:
             axes.fill_between(mean["x"], mean["low"], mean["high"], color=look["color"], alpha=0.16, lw=0, zorder=2)
         for _, run in rows.groupby("seed"):
-            rest = run[run["step"] >= mean.index.max()] if banded else run
-            if len(rest) > 1 or not banded:
+            whole = not banded or run["lost"].any()
+            rest = run if whole else run[run["step"] >= mean.index.max()]
+            if len(rest) > 1 or whole:
                 marker = "o" if len(run) == 1 else ""  # the first evaluation of a live run makes no line yet
                 axes.plot(rest["x"], rest["val_loss"], lw=0.7, alpha=0.6, marker=marker, ms=4, zorder=2, **look)
         axes.plot(mean["x"], mean["val_loss"], lw=2, label=labels.get(variant, variant), zorder=3, **look)
 
 
 def mark_diverged(axes: Axes, scored: pd.DataFrame, lost: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
-    """A cross where the curve of a diverged run ends, or at the top edge where that is higher or it has none."""
-    top = axes.get_ylim()[1]
+    """A cross where the curve of a diverged run ends or leaves the axes, at the top edge where it has no evaluation."""
+    low, high = axes.get_ylim()
+    top = high - 0.025 * (high - low)
     for row in lost.reset_index().to_dict("records"):
         run = scored[(scored["variant"] == row["variant"]) & (scored["seed"] == row["seed"])]
-        x, y = (run["x"].iloc[-1], run["val_loss"].iloc[-1]) if len(run) else (row["x"], math.inf)
+        xs, ys = run["x"].to_numpy(), run["val_loss"].to_numpy(dtype=float)
+        x, y = (xs[-1], ys[-1]) if len(run) else (row["x"], math.inf)
+        inside = np.flatnonzero(ys <= top)
+        if y > top and len(inside):
+            leaving = slice(inside[-1], inside[-1] + 2)
+            x = np.interp(top, ys[leaving], xs[leaving])
         look = {"color": looks[row["variant"]]["color"], "ms": 8, "mew": 2, "clip_on": False, "zorder": 6}
         axes.plot(0.0 if math.isnan(x) else x, min(y, top), "x", **look)
-    axes.set_ylim(top=top)
+    axes.set_ylim(low, high)
 
 
 def limit_losses(axes: Axes, scored: pd.DataFrame, lowest: float | None) -> bool:
@@ -110,7 +118,7 @@ def limit_losses(axes: Axes, scored: pd.DataFrame, lowest: float | None) -> bool
     axes.set_ylim(bottom - pad, top + pad)
     if top < highest:
         cut = f"axis cut at {top:.2f}, highest value {highest:.2f}"
-        narrow = axes.get_figure(root=True).get_figwidth() < NARROW  # type: ignore[union-attr]
+        narrow = figure_of(axes).get_figwidth() < NARROW
         axes.set_xlabel(f"{axes.get_xlabel()}{chr(10) if narrow else '  '}({cut})")
     return bool(late.max() - bottom < 0.42 * (top - bottom))
 
@@ -168,8 +176,14 @@ def stability(frame: pd.DataFrame, title: str = "Gradient norm before clipping",
         ends = lost[lost.index.get_level_values("variant") == variant]
         for step in ends["step"]:
             axes.plot(step, 0.94, "x", color=look["color"], ms=8, mew=2, transform=axes.get_xaxis_transform(), zorder=6)
-        said += f", {len(ends)} diverged" if len(ends) else ""
-        axes.set_title(f"{broken(variant, 24)}\n{said}", loc="left", fontsize=letters(figure), color=INK, pad=3)
+        said += f"\n{len(ends)} diverged" if len(ends) else ""
+        axes.set_title(
+            f"{broken(variant, 18 if width < NARROW else 24)}\n{said}",
+            loc="left",
+            fontsize=letters(figure),
+            color=INK,
+            pad=3,
+        )
     _share(panels, len(looks), grid[1], rows)
     panels[0].plot([], [], color=GREY, lw=1.6, label="median over seeds")
     panels[0].fill_between([], [], [], color=GREY, alpha=0.25, lw=0, label="range over seeds")
@@ -201,7 +215,7 @@ def _draw_norms(axes: Axes, rows: pd.DataFrame, colour: str) -> str:
 
 
 def _share(panels: list[Axes], used: int, columns: int, rows: pd.DataFrame) -> None:
-    """Common logarithmic axes, with names and numbers at the left and lower edge only; unused panels are blank."""
+    """Common logarithmic axes, with numbers at the left and lower edge only; unused panels are blank."""
     above = rows.loc[rows["grad_norm"] > 0, "grad_norm"]
     for number, axes in enumerate(panels):
         if number >= used:
@@ -217,4 +231,5 @@ def _share(panels: list[Axes], used: int, columns: int, rows: pd.DataFrame) -> N
         axes.locator_params(axis="x", nbins=4)
         below = number + columns < used
         axes.tick_params(labelbottom=not below, labelleft=number % columns == 0)
-        axes.set(xlabel="" if below else "step", ylabel="gradient norm" if number % columns == 0 else "")
+        lowest = number // columns == (used - 1) // columns
+        axes.set(xlabel="step" if lowest else "", ylabel="gradient norm" if number % columns == 0 else "")

@@ -15,7 +15,21 @@ from gptlib.data.dataset import Dataset
 from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.report import curve_plots, study_plots
-from gptlib.report.style import GREY, HALO, INK, LIGHT, NARROW, PALETTE, legend, marks, new_axes, styles, wrapped
+from gptlib.report.style import (
+    GREY,
+    HALO,
+    INK,
+    LIGHT,
+    NARROW,
+    PALETTE,
+    figure_of,
+    legend,
+    letters,
+    marks,
+    new_axes,
+    styles,
+    wrapped,
+)
 from gptlib.schedules import rates
 from gptlib.stats.compare import Comparison
 from gptlib.study.arms import Arms, best_point
@@ -38,20 +52,21 @@ def loss_curves(
 
     `frame` columns: variant, seed, step, train_loss, val_loss (NaN where not measured), and the one that `x` names;
     `flops` are no column of a run's metrics and are for the caller to add. Diverged runs: curve_plots.diverged_runs.
-    The mean is taken at steps that all seeds of a variant have reached. Of one variant alone each seed is a thin line,
-    and the training loss is drawn. `floor`: the entropy of the data, where known. Redraws into `figure` when given, at
-    the size that it has. Raises ValueError without the column `x`.
+    The mean is of the runs that did not diverge, at steps that all of them have reached; one that did is a thin line.
+    Of one variant alone each seed is a thin line, and the training loss is drawn. `floor`: the entropy of the data,
+    where known. Redraws into `figure` when given, at the size that it has. Raises ValueError without the column `x`.
     """
     values, label = curve_plots.axis_of(frame, x)
     own = figure is None
     figure, (axes,) = new_axes(title, (width, 4.2 if width >= NARROW else 2.8), figure)
     axes.set(xlabel=label, ylabel="loss (nats/token)")
     frame = frame.assign(x=values)
-    scored = frame[np.isfinite(frame["val_loss"].astype(float)) & frame["x"].notna()]
     counts, lost = frame.groupby("variant")["seed"].nunique(), curve_plots.diverged_runs(frame)
+    frame["lost"] = pd.MultiIndex.from_frame(frame[["variant", "seed"]]).isin(lost.index)
+    scored = frame[np.isfinite(frame["val_loss"].astype(float)) & frame["x"].notna()]
     looks, lowest = styles(frame["variant"]), floor
     if len(looks) == 1:
-        trained = curve_plots.mean_curve(frame, "train_loss")
+        trained = curve_plots.mean_curve(frame[~frame["lost"]], "train_loss")
         lowest = min(trained["train_loss"].min(), math.inf if floor is None else floor)
         axes.plot(trained["x"], trained["train_loss"], color=GREY, lw=0.8, ls=":", label="training", zorder=1)
     curve_plots.draw_losses(axes, scored, looks, _run_labels(counts, lost))
@@ -82,12 +97,12 @@ def _run_labels(counts: pd.Series, lost: pd.DataFrame) -> dict[str, str]:
 def differences(comparisons: dict[str, Comparison], metric: str = LOSS, width: float = 8.6) -> Figure:
     """Forest plot, best variant on top: difference to the baseline with its interval, verdict in words and colour.
 
-    The band is the margin declared beforehand, the brackets the minimum detectable effect (80 % power). In a narrow
-    figure names and verdicts stand above the intervals.
+    The band is the margin declared beforehand, the brackets the minimum detectable effect (80 % power). In less
+    than seven inches names and verdicts stand above the intervals.
     """
     values = {name: math.inf if c.difference is None else c.difference for name, c in comparisons.items()}
     ranked = sorted(comparisons.items(), key=lambda item: -values[item[0]])
-    narrow = width < NARROW
+    narrow = width < 7  # numbers and verdicts beside the axes take four inches
     row = 0.5 if narrow else 0.42
     figure, (axes,) = new_axes("Difference to the baseline", (width, 1.0 + row * max(1, len(ranked))))
     axes.axvline(0, color=INK, lw=1, zorder=1)
@@ -103,7 +118,8 @@ def differences(comparisons: dict[str, Comparison], metric: str = LOSS, width: f
     axes.set_ylim(-0.5, max(1, len(ranked)) - (0.1 if narrow else 0.5))
     axes.set_yticks(range(len(ranked)), ["" if narrow else name for name, _ in ranked])
     axes.grid(False, axis="y")
-    axes.locator_params(axis="x", nbins=4 if narrow else 6)
+    axes.locator_params(axis="x", nbins=5 if narrow else 6)
+    axes.tick_params(axis="y", length=0)
     axes.set_xlabel(wrapped(f"{metric}: variant − baseline (left of zero is better)", width))
     legend(figure)
     return figure
@@ -127,7 +143,7 @@ def _difference_row(axes: Axes, y: int, c: Comparison, above: str | None) -> Non
         axes.annotate(size, (1, y), (12, 0), color=INK, fontsize=9, **style)
         axes.annotate(c.verdict, (1, y), (118, 0), color=colour, fontsize=9, weight="bold", **style)
         return
-    style |= {"fontsize": 7, "path_effects": HALO}
+    style |= {"fontsize": letters(figure_of(axes)) - 0.5, "path_effects": HALO}
     axes.annotate(above, (0, y), (2, 11), color=INK, **style)
     said = f"{size} {c.verdict.split()[0]}" if c.difference is not None else size
     axes.annotate(said, (1, y), (0, 11), color=colour, ha="right", weight="bold", **style)
@@ -144,7 +160,11 @@ def seed_losses(frame: pd.DataFrame, width: float | None = None) -> Figure:
     table = frame.pivot_table(index="seed", columns="variant", values=metric, dropna=False)
     table = table.reindex(columns=list(looks)).replace([np.inf, -np.inf], np.nan)
     width = width or max(4.6, 1.6 + 0.95 * len(looks))
-    figure, (axes,) = new_axes(f"{METRICS[metric][0].capitalize()} by seed", (width, 3.6 if width >= NARROW else 2.8))
+    room = 72 * (width - 0.8) / max(1, len(looks))  # points for a name
+    longest = 5 * max(map(len, looks), default=0)
+    turn = 0 if longest <= room else 35 if room > 30 else 90
+    tall = (3.6 if width >= NARROW else 2.6) + (0.9 if turn == 90 else 0.5 if turn else 0) * longest / 72
+    figure, (axes,) = new_axes(f"{METRICS[metric][0].capitalize()} by seed", (width, tall))
     for _, losses in table.iterrows():
         axes.plot(range(len(looks)), losses, color=GREY, lw=0.8, alpha=0.6, zorder=1, label="one seed")
     labels = []
@@ -159,11 +179,10 @@ def seed_losses(frame: pd.DataFrame, width: float | None = None) -> Figure:
     axes.plot([], [], color=GREY, lw=2.2, label="mean")
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlim(-0.5, max(1, len(labels)) - 0.5)
-    room = 72 * (width - 0.8) / max(1, len(labels))  # points for a name
-    if max((len(line) for label in labels for line in label.split("\n")), default=0) * 5 > room:
-        axes.tick_params(axis="x", labelrotation=35 if room > 30 else 90)
+    if turn:
+        axes.tick_params(axis="x", labelrotation=turn)
         for tick in axes.get_xticklabels():
-            tick.set(ha="right", va="center" if room <= 30 else "top", rotation_mode="anchor")
+            tick.set(ha="right", va="center" if turn == 90 else "top", rotation_mode="anchor")
     axes.set_ylabel(label)
     legend(figure)
     return figure
@@ -245,8 +264,8 @@ def interaction(
             axes.plot([], [], "o", ls=ls, color=colour, label=f"{label}: no finished runs")
         else:
             means = [float(np.mean([cell[seed] for seed in seeds])) for cell in pair]
-            axes.plot([0, 1], means, "o", ls=ls, lw=2.2, label=label, color=colour)
-    axes.set_xticks([0, 1], [f"without {a}", f"with {a}"])
+            axes.plot([0, 1], means, "os"[ls != "-"], ls=ls, lw=2.2, label=label, color=colour)
+    axes.set_xticks([0, 1], [f"{word}{chr(10) if width < NARROW else ' '}{a}" for word in ("without", "with")])
     axes.set_xlim(-0.3, 1.3)
     axes.set_ylabel(metric)
     legend(figure, "thick: mean, thin: one seed")

@@ -15,10 +15,12 @@ from scipy import special
 from gptlib.report.style import (
     FULL,
     GREY,
+    HALO,
     INK,
     LIGHT,
     NARROW,
     broken,
+    figure_of,
     legend,
     marks,
     name_points,
@@ -58,7 +60,7 @@ def final_losses(frame: pd.DataFrame, width: float = FULL) -> Figure:
     runs = {name: values.loc[values["variant"] == name, "value"] for name in looks}
     ranked = sorted(looks, key=lambda name: -np.nan_to_num(runs[name].mean(), nan=math.inf))
     title = f"{METRICS[metric][0].capitalize()} of every run"
-    figure, (axes,) = new_axes(title, (width, 1.1 + 0.36 * max(1, len(ranked))))
+    figure, (axes,) = new_axes(title, (width, 1.1 + 0.36 * max(1, len(ranked))), grid=(1, 1))
     if "baseline" in looks and runs["baseline"].count() > 1:
         low, high = prediction_interval(runs["baseline"].dropna().to_numpy())
         label = f"{LEVEL:.0%} prediction interval of one more baseline run".replace("%", " %")
@@ -120,7 +122,8 @@ def loss_against_parameters(frame: pd.DataFrame, metric: str = LOSS, width: floa
     axes.set(xlabel="parameters", ylabel=metric)
     lost = [name for name in looks if name not in set(drawn["variant"])]
     legend(figure, "bars: interval of the mean" + (f"; without a loss: {', '.join(lost)}" if lost else ""))
-    _name(axes, drawn, "parameters", "loss")
+    left, right = axes.get_xlim()
+    _name(axes, drawn, "parameters", "loss", [(left, y, right, y) for y in base.head(1)])
     return figure
 
 
@@ -145,11 +148,8 @@ def trade_off(
     for row in drawn.to_dict("records"):
         _point(axes, (row["ratio"], row["difference"]), (row["low"], row["high"]), looks, marked, row["variant"])
     axes.plot(1, 0, "o", ms=7, color=INK, mec="white", mew=0.7, zorder=5)
-    x = max(0.02, *abs(drawn["ratio"] - 1)) * 1.35 if len(drawn) else 0.1
-    reach = drawn[["difference", "low", "high"]].astype(float)
-    y = (float(np.nanmax(reach.abs().to_numpy())) if len(drawn) else 0.1) * 1.3 or 0.1
-    low, high = -y * (reach.min().min() < 0) or -0.3 * y, y * (reach.max().max() > 0) or 0.3 * y
-    axes.set(xlim=(1 - x, 1 + x), ylim=(low, high))
+    axes.set_xlim(_around(1, drawn["ratio"], 0.6))
+    axes.set_ylim(_around(0, drawn[["difference", "low", "high"]], 0.35))
     for right, words in ((0, less), (1, more)):
         for top, word in ((0, "better"), (1, "worse")):
             style: dict[str, Any] = {"xycoords": "axes fraction", "ha": ("left", "right")[right], "style": "italic"}
@@ -160,8 +160,18 @@ def trade_off(
     lost = [name for name in others["variant"] if name not in set(drawn["variant"])]
     legend(figure, "bars: interval of the difference" + (f"; not drawn: {', '.join(lost)}" if lost else ""))
     both = pd.concat([pd.DataFrame({"variant": ["baseline"], "ratio": [1.0], "difference": [0.0]}), drawn])
-    _name(axes, both, "ratio", "difference")
+    edges = (*axes.get_xlim(), *axes.get_ylim())
+    _name(axes, both, "ratio", "difference", [(edges[0], 0, edges[1], 0), (1, edges[2], 1, edges[3])])
     return figure
+
+
+def _around(centre: float, values: Any, least: float) -> tuple[float, float]:
+    """Ends of an axis with room for names around `values`; either side of `centre` has `least` of the longer one."""
+    off = np.asarray(values, dtype=float).ravel() - centre
+    off = off[np.isfinite(off)]
+    low, high = min(0.0, *off, 0.0), max(0.0, *off, 0.0)
+    longer = max(-low, high) or 0.05
+    return centre + 1.3 * min(low, -least * longer), centre + 1.3 * max(high, least * longer)
 
 
 def rate_sweep(frame: pd.DataFrame, metric: str = LOSS, width: float = FULL) -> Figure:
@@ -169,30 +179,36 @@ def rate_sweep(frame: pd.DataFrame, metric: str = LOSS, width: float = FULL) -> 
 
     `frame` columns: arm, lr, loss (mean of the runs that finished, NaN where none did), diverged and runs (counts). A
     cross at the top edge stands for a rate at which runs diverged, with how many of how many; the square is an arm's
-    best rate among those at which none did, the ring the largest of those below its first divergence.
+    best rate among those at which none did, the bar at the lower edge the largest of those below its first divergence.
     """
     figure, (axes,) = new_axes("Learning rates", (width, 3.2 if width >= NARROW else 2.9))
-    looks, marked, told = styles(frame["arm"]), marks(frame["arm"]), []
+    looks, marked = styles(frame["arm"]), marks(frame["arm"])
     for number, (arm, look) in enumerate(looks.items()):
         rows = frame[frame["arm"] == arm].astype({"lr": float, "loss": float}).sort_values("lr")
-        stable = rows[(rows["diverged"] == 0) & rows["loss"].notna()]
-        below = stable[stable["lr"] < rows.loc[rows["diverged"] > 0, "lr"].min()] if rows["diverged"].any() else stable
-        largest = f"{below['lr'].max():.3g}" if len(below) else "none"
-        axes.plot(
-            rows["lr"], rows["loss"], marker=marked[arm], ms=5, lw=1.6, label=f"{arm}: stable to {largest}", **look
-        )
-        told.append(len(below))
-        for kept, mark in ((stable.nsmallest(1, "loss"), "s"), (below.tail(1), "o")):
-            axes.plot(kept["lr"], kept["loss"], mark, ms=11 if mark == "s" else 14, mfc="none", color=look["color"])
-        for row in rows[rows["diverged"] > 0].to_dict("records"):
-            cross_on_top(axes, row["lr"], number, look["color"], f"{row['diverged']:.0f}/{row['runs']:.0f}")
+        _draw_arm(axes, arm, number, rows, {"marker": marked[arm], **look})
     low, high = axes.get_ylim()
-    lost = int((frame.groupby("arm", sort=False)["diverged"].sum() > 0).sum())
-    axes.set_ylim(low, high + (high - low) * 0.12 * len(looks) * (lost > 0))  # room for the crosses
+    under = 0.04 + 0.08 * len(looks)  # room for the bars, and above the data for the crosses
+    above = (1 + under) * (1 / max(0.3, 0.9 - 0.08 * len(looks)) - 1) if frame["diverged"].any() else 0
+    axes.set_ylim(low - (high - low) * under, high + (high - low) * above)
+    axes.margins(x=0.09)
     rate_axis(axes, list(frame["lr"].astype(float)))
     axes.set(xlabel="learning rate", ylabel=metric)
-    legend(figure, "square: best rate, ring: largest below a divergence; cross: diverged, of how many runs")
+    legend(figure, "square: best rate; bar at the lower edge: largest stable rate; cross: diverged, of how many runs")
     return figure
+
+
+def _draw_arm(axes: Axes, arm: str, number: int, rows: pd.DataFrame, look: Mapping[str, Any]) -> None:
+    """Losses of one arm over its rates, the best and the largest stable one, and what diverged."""
+    lost, stable = rows[rows["diverged"] > 0], rows[(rows["diverged"] == 0) & rows["loss"].notna()]
+    below = stable[stable["lr"] < (lost["lr"].min() if len(lost) else math.inf)]
+    label = f"{arm}: " + (f"stable to {below['lr'].max():.3g}" if len(below) else "no stable rate")
+    axes.plot(rows["lr"], rows["loss"], ms=5, lw=1.6, label=label, **look)
+    best, colour = stable.nsmallest(1, "loss"), look["color"]
+    axes.plot(best["lr"], best["loss"], "s", ms=11, mfc="none", color=colour)
+    at = [0.03 + 0.06 * number] * min(1, len(below))
+    axes.plot(below["lr"].tail(1), at, "|", ms=9, mew=3, color=colour, transform=axes.get_xaxis_transform())
+    for row in lost.to_dict("records"):
+        cross_on_top(axes, row["lr"], number, colour, f"{row['diverged']:.0f}/{row['runs']:.0f}")
 
 
 def cross_on_top(axes: Axes, value: Any, row: int, colour: str, count: str = "") -> None:
@@ -238,7 +254,7 @@ def throughput_and_memory(frame: pd.DataFrame, width: float = FULL) -> Figure:
             axes.axvline(base, color=INK, lw=1, ls="--", zorder=3, label="baseline")
         _name_rows(axes, [(name, 0) for name in names], named=narrow or number == 0)
         top = frame[column].astype(float).max()
-        axes.set_xlim(0, 1.28 * top if top > 0 else 1)
+        axes.set_xlim(0, 1.32 * top if top > 0 else 1)
         axes.locator_params(axis="x", nbins=4)
         axes.xaxis.set_major_formatter(EngFormatter(sep="") if top >= 1e4 else "{x:,g}")
         axes.set_xlabel(label)
@@ -263,11 +279,12 @@ def matched_picture(
     heights = [0.16 * n + 0.1 for n in lines]
     figure, (axes,) = new_axes(title, (width, sum(heights) + 0.45))
     axes.set_axis_off()
-    size = 6.8 if narrow else 9
+    size = 6.6 if narrow else 9
     wide = [
         max((len(line) for row in [head, *cells] for line in row[i].split("\n")), default=1) + 2.5
         for i in range(len(head))
     ]
+    wide[0], wide[-1] = 0.9 * wide[0], 1.2 * wide[-1]  # small letters are narrower than digits, bold ones wider
     drawn = axes.table(
         [head, *cells], colWidths=[w / sum(wide) for w in wide], loc="upper left", cellLoc="right", edges="horizontal"
     )
@@ -275,6 +292,7 @@ def matched_picture(
     for (row, column), cell in drawn.get_celld().items():
         cell.set(height=heights[row] / sum(heights), edgecolor=LIGHT, linewidth=0.8)
         cell.get_text().set(fontsize=size, color=INK, ha="left" if column == 0 else "right", linespacing=1.05)
+        cell.PAD = 0.01 if column == 0 else 0.06
         if row == 0:
             cell.get_text().set(fontweight="bold")
         elif column == len(head) - 1 and (tint := FIT_COLOURS.get(cells[row - 1][column])):
@@ -294,14 +312,14 @@ def _bar(axes: Axes, y: int, values: np.ndarray, base: float, colour: str) -> No
     mean = float(values.mean())
     axes.barh(y, mean, 0.62, color=colour, alpha=0.85, lw=0, zorder=2)
     if len(values) > 1:
-        axes.plot([values.min(), values.max()], [y, y], color=INK, lw=1.2, zorder=4)
+        axes.plot([values.min(), values.max()], [y, y], color=INK, lw=1.2, zorder=4, path_effects=HALO)
     said = f"{mean / base:.2f}×" if math.isfinite(base) and base > 0 else f"{mean:,.0f}"
-    note_at(axes, said, (float(values.max()), y), (4, 0), va="center", zorder=5)
+    note_at(axes, said, (1, y), (0, 0), xycoords=axes.get_yaxis_transform(), ha="right", va="center", zorder=5)
 
 
 def _name_rows(axes: Axes, rows: Sequence[tuple[str, int]], named: bool = True) -> None:
     """Names of the rows from the bottom up, each with the number of runs that have no value."""
-    narrow = axes.get_figure(root=True).get_figwidth() < NARROW  # type: ignore[union-attr]
+    narrow = figure_of(axes).get_figwidth() < NARROW
     labels = [
         broken(name, 16 if narrow else 26) + (f"\n({lost} without a loss)" if lost else "") for name, lost in rows
     ]
@@ -325,12 +343,11 @@ def _point(
     axes.plot(*at, marked[name], ms=7, color=colour, mec="white", mew=0.7, zorder=4)
 
 
-def _name(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
-    """Each row's variant beside its point, clear of the intervals."""
-    spans = [
-        Bbox.from_extents(row[x], row["low"], row[x], row["high"])
-        for row in rows.dropna(subset=["low", "high"]).to_dict("records")
-    ]
+def _name(axes: Axes, rows: pd.DataFrame, x: str, y: str, lines: Sequence[tuple[float, float, float, float]]) -> None:
+    """Each row's variant beside its point, clear of the intervals and of `lines` (x0, y0, x1, y1)."""
+    known = rows.dropna(subset=["low", "high"]).to_dict("records")
+    spans = [Bbox.from_extents(row[x], row["low"], row[x], row["high"]) for row in known]
+    spans += [Bbox.from_extents(*line) for line in lines]
     points = [(float(a), float(b)) for a, b in zip(rows[x], rows[y], strict=True)]
     if points:
         name_points(axes, points, list(rows["variant"]), spans)

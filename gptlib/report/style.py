@@ -21,9 +21,10 @@ from matplotlib.transforms import Bbox
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
 INK, GREY, LIGHT = "#222222", "#6B6B6B", "#E3E7EC"
 LINES = ("-", "--", "-.", ":")
-MARKS = ("s", "^", "D", "v", "P", "*", "o")
+MARKS = ("s", "^", "D", "v", "P", "<", "o")
 FULL = 6.4  # inches, the width of a page's text
 NARROW = 4.6  # inches; below, a figure stands in a column: smaller letters, the legend under the axes
+TIED = 12  # points; a name that stands further from its point has a line to it
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
@@ -54,7 +55,8 @@ def new_axes(
     narrow = figure.get_figwidth() < NARROW
     all_axes = list(np.atleast_1d(figure.subplots(*(grid or (1, 1)))).flat)
     look: dict[str, Any] = {"fontsize": 9.5 if narrow else 11, "fontweight": "bold", "color": INK}
-    title = wrapped(title, figure.get_figwidth(), look["fontsize"] + 0.6)
+    room = figure.get_figwidth() - (0.7 if grid is None else 0.1)  # the name of the y axis stands left of a title
+    title = wrapped(title, room, look["fontsize"])
     if grid is None:
         all_axes[0].set_title(title, loc="left", **look)
     else:
@@ -74,19 +76,26 @@ def letters(figure: Figure) -> float:
     return 7.5 if figure.get_figwidth() < NARROW else 9
 
 
+def figure_of(axes: Axes) -> Figure:
+    """The figure that the axes stand in."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def legend(figure: Figure, note: str | None = None, below: bool = True, grow: bool = True) -> None:
-    """One entry per label, outside the data: under the axes in as many columns as fit, or on the right where wide.
+    """One entry per label, outside the data: under the axes in as many columns as fit, or at the right of wide ones.
 
     `grow`: a legend below adds its height to the figure. `note` explains marks in a line of its own.
     """
     named = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     entries = {label: handle for handle, label in named}
     width, size = figure.get_figwidth(), letters(figure)
-    below = below or width < NARROW
     if not entries and not note:
         return
-    longest = max(map(len, entries), default=0)
-    columns = max(1, min(len(entries), int((72 * width - 12) / (0.56 * size * longest + 3.4 * size)))) if below else 1
+    lengths = [0.56 * size * len(label) + 3.4 * size for label in entries]  # points
+    below = below or width < NARROW or max(lengths, default=0) > 72 * width / 3  # the data need the width more
+    columns = _columns(lengths, 72 * width - 12) if below else 1
     note = note and wrapped(note, width if below else width / 3.2, size - 0.5)
     drawn = figure.legend(
         list(entries.values()),
@@ -106,6 +115,15 @@ def legend(figure: Figure, note: str | None = None, below: bool = True, grow: bo
         figure.set_figheight(figure.get_figheight() + 0.021 * size * rows + 0.08)
 
 
+def _columns(lengths: Sequence[float], room: float) -> int:
+    """In how many columns, filled one after the other, entries of these lengths fit into `room`."""
+    for rows in range(1, len(lengths)):
+        columns = [lengths[first : first + rows] for first in range(0, len(lengths), rows)]
+        if sum(map(max, columns)) <= room:
+            return len(columns)
+    return 1
+
+
 def wrapped(text: str, width: float, size: float = 8.5) -> str:
     """`text` in lines that fit `width` inches at `size` points."""
     return "\n".join(textwrap.fill(line, max(8, int(72 * width / (0.56 * size)))) for line in text.split("\n"))
@@ -123,7 +141,7 @@ def broken(name: str, letters: int) -> str:
 
 def note_at(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> Annotation:
     """Text beside a point that stays readable where lines cross it."""
-    size = letters(axes.get_figure(root=True))  # type: ignore[arg-type]
+    size = letters(figure_of(axes))
     look: dict[str, Any] = {"fontsize": size - 0.5, "color": INK, "path_effects": HALO} | style
     return axes.annotate(text, at, offset, textcoords="offset points", **look)
 
@@ -135,13 +153,12 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequen
     stand: it lays the figure out and places the names one by one, the most crowded first, each at the nearest place
     that is free.
     """
-    figure = axes.get_figure(root=True)
-    assert isinstance(figure, Figure)
+    figure = figure_of(axes)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     pixels, scale = axes.transData.transform(np.asarray(points, dtype=float)), figure.dpi / 72
     taken = [Bbox.from_extents(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in pixels]
-    taken += [span.transformed(axes.transData) for span in spans]
+    taken += [span.transformed(axes.transData).padded(2 * scale) for span in spans]
     taken += [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
     alone = [np.sort(np.hypot(*(pixels - pixel).T))[:3].sum() for pixel in pixels]
     for index in np.argsort(alone):
@@ -149,14 +166,14 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequen
         size = label.get_window_extent(renderer)
         x, y, box = min(
             ((x, y, _shifted(pixels[index], size, x * scale, y * scale)) for x, y in _PLACES),
-            key=lambda place: _cost(place, taken, axes.bbox, scale),
+            key=lambda place: _cost(place, taken, axes.bbox, scale) + 40 * _nearer(place, pixels, index, scale),
         )
         nearest = np.clip(pixels[index], box.min, box.max)
         offset = (box.min - pixels[index]) / scale
         label.set(x=offset[0], y=offset[1], ha="left", va="bottom")
         label.set_in_layout(False)  # what was placed in a layout must not change it
         taken.append(box.padded(1.5 * scale))
-        if math.hypot(x, y) > 12:
+        if math.hypot(x, y) > TIED:
             line: dict[str, Any] = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
             end = (nearest - pixels[index]) / scale
             axes.annotate("", points[index], end, textcoords="offset points", arrowprops=line, zorder=1)
@@ -184,9 +201,17 @@ def _cost(place: tuple[float, float, Bbox], taken: Sequence[Bbox], within: Bbox,
     covered = sum(
         max(0.0, min(box.x1, b.x1) - max(box.x0, b.x0)) * max(0.0, min(box.y1, b.y1) - max(box.y0, b.y0)) for b in taken
     )
-    outside = max(0, within.x0 - box.x0) + max(0, box.x1 - within.x1 - 4 * scale)
+    outside = max(0, within.x0 - box.x0) + max(0, box.x1 - within.x1)
     outside += max(0, within.y0 - box.y0) + max(0, box.y1 - within.y1)
     return math.hypot(x, y) + (1e3 + covered if covered > 0 else 0) + 1e3 * outside
+
+
+def _nearer(place: tuple[float, float, Bbox], pixels: np.ndarray, index: int, scale: float) -> bool:
+    """Whether a name without a line to its point stands as near to another point."""
+    x, y, box = place
+    away = np.hypot(*(pixels - np.clip(pixels, box.min, box.max)).T)
+    away[index] = math.inf
+    return math.hypot(x, y) <= TIED and bool((away < (math.hypot(x, y) + 1) * scale).any())
 
 
 def save(figure: Figure, path: Path, dpi: int = 200) -> tuple[Path, Path]:
