@@ -75,12 +75,12 @@ def loss_curves(
     if curve_plots.limit_losses(axes, scored, lowest) and len(looks) > 1:
         curve_plots.inset_end(axes, scored, looks)
     curve_plots.mark_diverged(axes, scored, lost, looks)
-    seeds = f"mean of {counts.max()} seeds" if counts.nunique() == 1 else "mean over seeds"
-    note = (
-        f"thick: {seeds}, " + ("thin: one seed" if len(looks) == 1 else "band: their range") if counts.max() > 1 else ""
-    )
-    note += (", " if note else "") + "cross: diverged" if len(lost) else ""
-    legend(figure, note or None, below=False, grow=own)
+    note = ["cross: diverged"] if len(lost) else []
+    if counts.max() > 1:
+        mean = f"mean of {counts.max()} seeds" if counts.nunique() == 1 and not note else "mean over seeds"
+        mean += " that did not diverge" if note else ""
+        note = [f"thick: {mean}", "thin: one seed" if len(looks) == 1 else "band: their range", *note]
+    legend(figure, "; ".join(note) or None, below=False, grow=own)
     return figure
 
 
@@ -133,10 +133,10 @@ def _difference_row(axes: Axes, y: int, c: Comparison, above: str | None) -> Non
     if c.low is not None and c.high is not None:
         axes.plot([c.low, c.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
         axes.plot([], [], color=GREY, lw=2.2, label=f"{100 * (1 - c.alpha):g} % interval")
-    size = "no finished runs"
+    size, short = "no finished runs", figure_of(axes).get_figwidth() < NARROW
     if c.difference is not None:
         axes.plot(c.difference, y, "o", color=colour, ms=6.5, mec="white", mew=0.8, zorder=4)
-        percent = "" if c.percent is None or above is not None else f" ({c.percent:+.2f} %)"
+        percent = "" if c.percent is None or short else f" ({c.percent:+.2f} %)"
         size = f"{c.difference:+.4f}{percent}".replace("-", "−")
     style: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
     if above is None:
@@ -145,7 +145,8 @@ def _difference_row(axes: Axes, y: int, c: Comparison, above: str | None) -> Non
         return
     style |= {"fontsize": letters(figure_of(axes)) - 0.5, "path_effects": HALO}
     axes.annotate(above, (0, y), (2, 11), color=INK, **style)
-    said = f"{size} {c.verdict.split()[0]}" if c.difference is not None else size
+    verdict = c.verdict.split()[0] if short else c.verdict
+    said = f"{size}  {verdict}" if c.difference is not None or not short else size
     axes.annotate(said, (1, y), (0, 11), color=colour, ha="right", weight="bold", **style)
 
 

@@ -15,7 +15,7 @@ from gptlib.data.dataset import Dataset
 from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.matching import Match
-from gptlib.report import plots
+from gptlib.report import plots, style
 from gptlib.schedules import lr_multiplier
 from gptlib.stats.compare import Comparison, two_sample
 from gptlib.study.arms import Arms, GridPoint
@@ -40,16 +40,78 @@ def thick(figure: Figure) -> dict[str, Any]:
     return {str(line.get_label()): line for line in figure.axes[0].get_lines() if line.get_linewidth() == 2}
 
 
-def test_thick_line_is_the_mean_and_thin_lines_are_seeds() -> None:
-    figure = plots.loss_curves(curves({"baseline": 0.0, "gelu": 0.1}), floor=1.9)
+def thin(figure: Figure) -> list[Any]:
+    return [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.7]
+
+
+def crosses(figure: Figure) -> list[tuple[float, float]]:
+    found = [line for line in figure.axes[0].get_lines() if line.get_marker() == "x"]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in found]
+
+
+def test_thick_line_is_the_mean_and_thin_lines_are_the_seeds_of_one_variant() -> None:
+    figure = plots.loss_curves(curves({"gelu": 0.1}), floor=1.9)
     mean = thick(figure)["gelu"]
     assert mean.get_xdata() == pytest.approx(np.arange(0, 201, 20))
     assert mean.get_ydata()[-1] == pytest.approx(2.0 + 30 / 220 + 0.1 + 0.002)
-    thin = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.7]
-    assert len(thin) == 6
-    assert len({to_hex(line.get_color()) for line in thin}) == 2
+    assert len(thin(figure)) == 3 and not figure.axes[0].collections
     assert "entropy of the data, 1.9000" in texts(figure)
-    assert "mean of 3 seeds" in texts(figure)
+    assert "mean of 3 seeds" in texts(figure) and "thin: one seed" in texts(figure)
+
+
+def test_of_several_variants_the_band_is_the_range_over_seeds() -> None:
+    figure = plots.loss_curves(curves({"baseline": 0.0, "gelu": 0.1}))
+    bands = figure.axes[0].collections
+    assert len(bands) == 2 and not thin(figure)
+    low, high = bands[1].get_paths()[0].get_extents().get_points()
+    end = 2.0 + 30 / 220 + 0.1
+    assert low[1] == pytest.approx(end + 0.001) and high[0] == 200
+    last = bands[1].get_paths()[0].vertices
+    assert max(last[last[:, 0] == 200][:, 1]) == pytest.approx(end + 0.003)
+    assert "band: their range" in texts(figure) and "mean of 3 seeds" in texts(figure)
+
+
+def test_where_a_seed_is_behind_thin_lines_go_on_for_the_others() -> None:
+    frame = curves({"baseline": 0.0, "gelu": 0.1})
+    frame = frame[(frame["variant"] != "gelu") | (frame["seed"] != 2) | (frame["step"] <= 100)]
+    figure = plots.loss_curves(frame)
+    assert thick(figure)["gelu"].get_xdata()[-1] == 100
+    assert [list(line.get_xdata()) for line in thin(figure)] == [[100, 120, 140, 160, 180, 200]] * 2
+    assert crosses(figure) == [], "it may still be running"
+
+
+def diverging(tokens: bool = True) -> pd.DataFrame:
+    """Seed 3 of gelu diverges at step 110 with its last evaluation at 100, as train.py logs it."""
+    frame = curves({"baseline": 0.0, "gelu": 0.1}).assign(tokens=lambda f: 64.0 * f["step"])
+    lost = (frame["variant"] == "gelu") & (frame["seed"] == 3)
+    frame.loc[lost & (frame["step"] == 110), ["train_loss", "val_loss", "tokens"]] = math.nan
+    return frame[~(lost & (frame["step"] > 110))]
+
+
+@pytest.mark.parametrize("mark", ["tokens", "column"])
+def test_a_diverged_run_is_a_thin_line_that_ends_in_a_cross(mark: str) -> None:
+    frame = diverging()
+    if mark == "column":
+        frame = frame.drop(columns="tokens")
+        frame["diverged"] = (frame["variant"] == "gelu") & (frame["seed"] == 3)
+    figure = plots.loss_curves(frame)
+    assert crosses(figure) == [(100, pytest.approx(2.0 + 30 / 120 + 0.103))]
+    assert thick(figure)["gelu (1 of 3 diverged)"].get_xdata()[-1] == 200
+    assert thick(figure)["gelu (1 of 3 diverged)"].get_ydata()[-1] == pytest.approx(2.0 + 30 / 220 + 0.1015)
+    assert [line.get_xdata()[-1] for line in thin(figure)] == [100]
+    said = " ".join(texts(figure).split())
+    assert "mean over seeds that did not diverge" in said and "cross: diverged" in said
+
+
+def test_a_run_that_diverged_before_any_evaluation_has_a_cross_and_a_name() -> None:
+    frame = diverging()
+    lost = (frame["variant"] == "gelu") & (frame["seed"] == 3)
+    first = frame[lost].head(1).assign(train_loss=math.nan, val_loss=math.nan, tokens=math.nan)
+    figure = plots.loss_curves(pd.concat([frame[frame["variant"] != "gelu"], first]))
+    ((x, y),) = crosses(figure)
+    low, high = figure.axes[0].get_ylim()
+    assert x == 0 and low + 0.9 * (high - low) < y < high
+    assert "gelu (1 of 1 diverged)" in texts(figure)
 
 
 def test_mean_keeps_to_steps_that_all_seeds_reached() -> None:
@@ -76,8 +138,23 @@ def test_a_diverged_seed_does_not_set_the_scale() -> None:
     frame.loc[lost & (frame["step"] == 100), "val_loss"] = 50.0
     frame.loc[lost & (frame["step"] > 100), "val_loss"] = math.inf
     figure = plots.loss_curves(frame)
-    assert figure.axes[0].get_ylim()[1] < 6
+    low, high = figure.axes[0].get_ylim()
+    assert high < 6
     assert "highest value 50.00" in texts(figure)
+    ((x, y),) = crosses(figure)  # where its line leaves the axes
+    assert 80 < x < 81 and low < y < high
+
+
+def test_tokens_and_flops_have_readable_units() -> None:
+    frame = curves({"baseline": 0.0}).assign(tokens=lambda f: 16_384.0 * f["step"])
+    figure = plots.loss_curves(frame, x="tokens")
+    assert figure.axes[0].get_xlabel().startswith("training tokens (millions)")
+    assert thick(figure)["baseline"].get_xdata()[-1] == pytest.approx(200 * 16_384 / 1e6)
+    figure = plots.loss_curves(frame.assign(flops=frame["tokens"] * 7e6), x="flops")
+    assert figure.axes[0].get_xlabel().startswith("training compute (TFLOP)")
+    assert thick(figure)["baseline"].get_xdata()[-1] == pytest.approx(200 * 16_384 * 7e6 / 1e12)
+    with pytest.raises(ValueError, match="flops=frame"):
+        plots.loss_curves(frame, x="flops")
 
 
 def test_time_axis_has_a_readable_unit() -> None:
@@ -136,6 +213,20 @@ def test_no_text_of_the_forest_plot_leaves_the_figure_or_overlaps() -> None:
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize("width, verdict", [(3.2, "equivalent"), (6.4, "equivalent within 0.5")])
+def test_names_and_verdicts_stand_above_the_intervals_of_a_narrow_forest(width: float, verdict: str) -> None:
+    compared = {"a_variant_with_a_long_name": two_sample([2.0, 2.1, 2.05], [2.01, 2.08, 2.06], margin=0.5)}
+    compared["lost"] = Comparison("welch", 3, 0, None, None, None, None, 0.05, None, 0.0, None, None, None, "worse", "")
+    figure = plots.differences(compared, width=width)
+    figure.draw_without_rendering()
+    said = {text.get_text() for text in figure.axes[0].texts}
+    assert {"a_variant_with_a_long_name", "lost"} < said and any(t.endswith(f"  {verdict}") for t in said)
+    assert any("no finished runs" in text for text in said)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(label.get_text() for label in figure.axes[0].get_yticklabels())
 
 
 def test_seed_lines_join_the_runs_of_one_seed() -> None:
@@ -232,7 +323,7 @@ def marks(figure: Figure, marker: str) -> dict[str, list[tuple[float, float]]]:
 def test_tuning_shows_every_loss_the_best_and_what_diverged(tuned: Any) -> None:
     figure = plots.tuning(tuned(GRIDS))
     described(figure)
-    baseline, variant = to_hex(plots.INK), to_hex(plots.PALETTE[0])
+    baseline, variant = to_hex(style.INK), to_hex(style.PALETTE[0])
     losses, best, lost = (marks(figure, marker) for marker in ("o", "s", "x"))
     assert losses == {baseline: [(0.01, 3.2), (0.02, 3.0), (0.04, 3.1)], variant: [(0.003, 3.3), (0.006, 3.25)]}
     assert best == {baseline: [(0.02, 3.0)], variant: [(0.006, 3.25)]}
@@ -244,15 +335,15 @@ def test_tuning_shows_every_loss_the_best_and_what_diverged(tuned: Any) -> None:
 
 def test_an_arm_keeps_its_colour_where_the_other_has_no_grid(tuned: Any) -> None:
     figure = plots.tuning(tuned({"variant": GRIDS["variant"]}))
-    assert set(marks(figure, "o")) == {to_hex(plots.PALETTE[0])}
+    assert set(marks(figure, "o")) == {to_hex(style.PALETTE[0])}
 
 
 def test_of_a_second_tuned_key_the_best_value_is_drawn(tuned: Any) -> None:
     decay = "optim.muon.weight_decay"
     grid = [({MUON: lr, decay: wd}, 3 + lr + wd) for lr in (0.01, 0.02) for wd in (0.0, 0.1)]
     figure = plots.tuning(tuned({"baseline": grid, "variant": grid}))
-    best = marks(figure, "s")[to_hex(plots.INK)]
-    assert best == [(0.01, 3.01)] and set(best) <= set(marks(figure, "o")[to_hex(plots.INK)])
+    best = marks(figure, "s")[to_hex(style.INK)]
+    assert best == [(0.01, 3.01)] and set(best) <= set(marks(figure, "o")[to_hex(style.INK)])
 
 
 def test_the_values_of_a_tuning_can_be_read(tuned: Any) -> None:
