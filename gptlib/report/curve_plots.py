@@ -48,15 +48,17 @@ def diverged_runs(frame: pd.DataFrame) -> pd.DataFrame:
     last = frame.groupby(["variant", "seed"], sort=False).tail(1).set_index(["variant", "seed"])
     runs = frame.groupby(["variant", "seed"], sort=False)
     if "diverged" in frame:
-        return last[runs["diverged"].any().reindex(last.index)]
+        return last[runs["diverged"].any().reindex(last.index, fill_value=False)]
     lost = runs["val_loss"].agg(lambda v: bool(np.isinf(v.astype(float)).any())) if "val_loss" in frame else None
     if "tokens" in frame:
         measured = [column for column in ("train_loss", "val_loss", "grad_norm") if column in frame]
         empty = frame.assign(_any=frame[measured].notna().any(axis=1)).groupby(["variant", "seed"], sort=False)["_any"]
         known = (runs["tokens"].count() > 0) | ~empty.any()
-        stopped = last["tokens"].isna() & known.reindex(last.index) & bool(frame["tokens"].notna().any())
+        stopped = (
+            last["tokens"].isna() & known.reindex(last.index, fill_value=False) & bool(frame["tokens"].notna().any())
+        )
         lost = stopped if lost is None else lost | stopped
-    return last.iloc[:0] if lost is None else last[lost.reindex(last.index)]
+    return last.iloc[:0] if lost is None else last[lost.reindex(last.index, fill_value=False)]
 
 
 def mean_curve(rows: pd.DataFrame, column: str) -> pd.DataFrame:

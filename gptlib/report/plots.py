@@ -147,7 +147,7 @@ def _difference_row(axes: Axes, y: int, c: Comparison, above: str | None) -> Non
     axes.annotate(above, (0, y), (2, 11), color=INK, **style)
     verdict = c.verdict.split()[0] if short else c.verdict
     said = f"{size}  {verdict}" if c.difference is not None or not short else size
-    axes.annotate(said, (1, y), (0, 11), color=colour, ha="right", weight="bold", **style)
+    axes.annotate(said, (1, y), (-3, 11), color=colour, ha="right", weight="bold", **style)
 
 
 def seed_losses(frame: pd.DataFrame, width: float | None = None) -> Figure:

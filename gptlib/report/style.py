@@ -93,7 +93,7 @@ def legend(figure: Figure, note: str | None = None, below: bool = True, grow: bo
     width, size = figure.get_figwidth(), letters(figure)
     if not entries and not note:
         return
-    lengths = [0.56 * size * len(label) + 3.4 * size for label in entries]  # points
+    lengths = [0.6 * size * len(label) + 4.2 * size for label in entries]  # points
     below = below or width < NARROW or max(lengths, default=0) > 72 * width / 3  # the data need the width more
     columns = _columns(lengths, 72 * width - 12) if below else 1
     note = note and wrapped(note if below else note.replace("; ", ";\n"), width if below else width / 3.2, size - 0.5)
