@@ -116,11 +116,10 @@ def legend(figure: Figure, note: str | None = None, below: bool = True, grow: bo
 
 
 def _columns(lengths: Sequence[float], room: float) -> int:
-    """In how many columns, filled one after the other, entries of these lengths fit into `room`."""
-    for rows in range(1, len(lengths)):
-        columns = [lengths[first : first + rows] for first in range(0, len(lengths), rows)]
-        if sum(map(max, columns)) <= room:
-            return len(columns)
+    """In how many columns, filled as evenly as matplotlib fills them, entries of these lengths fit into `room`."""
+    for count in range(len(lengths), 1, -1):
+        if sum(max(column) for column in np.array_split(lengths, count)) <= room:
+            return count
     return 1
 
 

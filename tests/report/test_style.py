@@ -138,6 +138,28 @@ def test_a_legend_goes_under_the_axes_where_the_data_need_the_width() -> None:
         assert (figure.get_figheight() > 3) == below
 
 
+@pytest.mark.parametrize("width", [3.2, 6.4])
+def test_no_legend_is_wider_than_its_figure(width: float) -> None:
+    names = [
+        "gelu",
+        "no_qk_norm",
+        "no_value_embeds",
+        "learned_positions",
+        "adamw_everywhere_tuned",
+        "deep",
+        "relu2_glu",
+    ]
+    for count in range(1, len(names) + 1):
+        figure, (axes,) = style.new_axes("Legend", (width, 3.0))
+        for name in names[-count:]:
+            axes.plot([1, 2], "o-", label=name)
+        style.legend(figure)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        box = figure.legends[0].get_window_extent(canvas.get_renderer())
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, count
+
+
 def test_names_are_broken_where_they_have_a_joint() -> None:
     assert style.broken("adamw_everywhere_tuned", 16) == "adamw_\neverywhere_tuned"
     assert style.broken("no qk-norm", 5) == "no\nqk-\nnorm"
