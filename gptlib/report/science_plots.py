@@ -1,29 +1,38 @@
 """Figures of how sure a study can be: plans, power, what stages tell, money, and p-values without an effect."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
-from gptlib.report.plots import GREY, INK, LIGHT, LINES, PALETTE, _axes, _legend
+from gptlib.report.style import (
+    FULL,
+    GREY,
+    INK,
+    LIGHT,
+    LINES,
+    MARKS,
+    PALETTE,
+    legend,
+    marks,
+    new_axes,
+    note_at,
+    styles,
+    wrapped,
+)
 from gptlib.stats.planner import StudyPlan
 from gptlib.study.studies import ROLES
 
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
-
-def plan_figure(plan: StudyPlan, target: float = 0.7, unit: str = "full runs", width: float = 6.4) -> Figure:
+def plan_figure(plan: StudyPlan, target: float = 0.7, unit: str = "full runs", width: float = FULL) -> Figure:
     """Power of each design over what it is expected to cost, a whisker to its worst case; the chosen one is ringed.
 
     `unit` is that of the plan's prices, `target` the power that was asked for.
     """
-    figure, axes = _new("What a design costs and finds", width, 3.0)
+    figure, (axes,) = new_axes("What a design costs and finds", (width, 2.9))
     axes.axhline(target, color=INK, lw=1, ls="--", label=f"power asked for, {target:g}", zorder=1)
     for number, design in enumerate(plan.designs):
         colour, chosen = PALETTE[number % len(PALETTE)], design == plan.chosen
@@ -35,17 +44,20 @@ def plan_figure(plan: StudyPlan, target: float = 0.7, unit: str = "full runs", w
         if chosen:
             axes.plot(design.expected_cost, design.power, "o", ms=14, mfc="none", mec=INK, mew=1.2, zorder=3)
         weight = "bold" if chosen else "normal"
-        _note(axes, str(number + 1), (design.worst_cost, design.power), (6, 0), va="center", weight=weight)
+        note_at(axes, str(number + 1), (design.worst_cost, design.power), (6, 0), va="center", weight=weight)
     axes.set_xlim(0, 1.08 * max(design.worst_cost for design in plan.designs))
     axes.set_ylim(max(0.0, min([target, *(d.power for d in plan.designs)]) - 0.15), 1)
     power = f"power (best effect ≥ {plan.worth:.3g})"
-    _finish(figure, f"cost ({unit})", power, "point: expected, bar: worst case, ring: chosen", width)
+    axes.set(xlabel=wrapped(f"cost ({unit})", width), ylabel=power)
+    legend(figure, "point: expected, bar: worst case, ring: chosen")
     return figure
 
 
-def power_curve_figure(frame: pd.DataFrame, unit: str = "standard deviations over seeds", width: float = 6.4) -> Figure:
+def power_curve_figure(
+    frame: pd.DataFrame, unit: str = "standard deviations over seeds", width: float = FULL
+) -> Figure:
     """Power over the true difference, a line per number of seeds; columns seeds (per arm), effect, power."""
-    figure, axes = _new("Power of a comparison", width, 3.0)
+    figure, (axes,) = new_axes("Power of a comparison", (width, 2.9))
     axes.axhline(0.8, color=GREY, lw=1, label="power 0.8", zorder=1)
     for number, (seeds, rows) in enumerate(frame.groupby("seeds")):
         rows = rows.sort_values("effect")
@@ -53,11 +65,12 @@ def power_curve_figure(frame: pd.DataFrame, unit: str = "standard deviations ove
         axes.plot(rows["effect"], rows["power"], lw=2, label=f"{seeds} seeds per arm", **style)
     axes.set_ylim(0, 1.02)
     axes.margins(x=0)
-    _finish(figure, f"true difference ({unit})", "power", None, width)
+    axes.set(xlabel=wrapped(f"true difference ({unit})", width), ylabel="power")
+    legend(figure)
     return figure
 
 
-def stage_ranks(frame: pd.DataFrame, width: float = 6.4, unit: str = "nats/token") -> Figure:
+def stage_ranks(frame: pd.DataFrame, width: float = FULL, unit: str = "nats/token") -> Figure:
     """Difference of each variant to the baseline at stages A, B and C, a line per variant; columns stage, variant,
     difference.
 
@@ -74,28 +87,29 @@ def stage_ranks(frame: pd.DataFrame, width: float = 6.4, unit: str = "nats/token
                 f"{stage}–{stages[-1]} {rho:.2f} (n = {len(both)})".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
             )
     title = "What short runs told" + (f": Spearman {', '.join(told)}" if told else "")
-    figure, axes = _new(title, width, 3.0)
+    figure, (axes,) = new_axes(title, (width, 2.9))
     axes.axhline(0, color=INK, lw=1, zorder=1)
-    for number, (variant, row) in enumerate(table[stages].iterrows()):
+    looks, markers = styles(table.index), marks(table.index)
+    for variant, row in table[stages].iterrows():
         values = row.dropna()
         places = [stages.index(stage) for stage in values.index]
-        colour = PALETTE[number % len(PALETTE)]
-        style: dict[str, Any] = {"marker": MARKS[number % len(MARKS)], "ls": LINES[number // len(PALETTE) % len(LINES)]}
-        axes.plot(places, values, color=colour, lw=1.8, ms=5.5, mec="white", mew=0.6, label=str(variant), **style)
+        look: dict[str, Any] = {"marker": markers[str(variant)], **looks[str(variant)]}
+        axes.plot(places, values, lw=1.8, ms=6, mec="white", mew=0.6, label=str(variant), **look)
     axes.set_xticks(range(len(stages)), [f"{stage} ({ROLES[stage]})" for stage in stages])
     axes.set_xlim(-0.15, len(stages) - 0.85)
     axes.grid(False, axis="x")
     note = "below zero is better; a line ends where its variant was dropped"
-    _finish(figure, "stage", f"variant − baseline ({unit})", note, width)
+    axes.set(xlabel="stage", ylabel=f"variant − baseline ({unit})")
+    legend(figure, note)
     return figure
 
 
-def burn_down(frame: pd.DataFrame, width: float = 6.4) -> Figure:
+def burn_down(frame: pd.DataFrame, width: float = FULL) -> Figure:
     """Dollars planned and spent by stage, and what is left of the budget; columns stage, planned, spent, remaining.
 
     `spent` is NaN for a stage that has not run.
     """
-    figure, axes = _new("Budget", width, 3.0)
+    figure, (axes,) = new_axes("Budget", (width, 2.9))
     places = np.arange(len(frame))
     spent, left = frame["spent"].astype(float), frame["remaining"].astype(float)
     axes.bar(places - 0.19, frame["planned"], 0.36, color=LIGHT, edgecolor=GREY, lw=0.8, label="planned, worst case")
@@ -106,17 +120,18 @@ def burn_down(frame: pd.DataFrame, width: float = 6.4) -> Figure:
         axes.axhline(budget, color=INK, lw=1, ls="--", label=f"budget, ${budget:,.2f}")
     for place, value in zip(places, left, strict=True):
         if math.isfinite(value):
-            _note(axes, f"${value:,.2f}", (float(place), value), (3, 5))
+            note_at(axes, f"${value:,.2f}", (float(place), value), (3, 5))
     axes.set_xticks(places, list(frame["stage"]))
     axes.set_xlim(-0.6, len(frame) - 0.25)
     axes.set_ylim(0, None)
     axes.margins(y=0.12)
     axes.grid(False, axis="x")
-    _finish(figure, "stage", "dollars", None, width)
+    axes.set(xlabel="stage", ylabel="dollars")
+    legend(figure)
     return figure
 
 
-def p_values(values: Sequence[float], alpha: float = 0.05, width: float = 6.4) -> Figure:
+def p_values(values: Sequence[float], alpha: float = 0.05, width: float = FULL) -> Figure:
     """Cumulative share of p-values of tests without an effect, with the uniform one and its pointwise 95 % band.
 
     Where the tests are right the steps stay in the band at all but about one in twenty points. Raises ValueError for no
@@ -128,7 +143,7 @@ def p_values(values: Sequence[float], alpha: float = 0.05, width: float = 6.4) -
     below, n = float((found <= alpha).mean()), len(found)
     low, high = binomial_band(n, np.array([alpha]))
     title = f"p-values without an effect: {100 * below:.1f} % are at most {alpha:g}"
-    figure, axes = _new(title, width, 3.0)
+    figure, (axes,) = new_axes(title, (width, 2.9))
     grid = np.linspace(0, 1, 401)
     axes.fill_between(grid, *binomial_band(n, grid), color=LIGHT, lw=0, label="its 95 % binomial band", zorder=0)
     axes.plot([0, 1], [0, 1], color=INK, lw=1, ls="--", label="uniform", zorder=1)
@@ -137,7 +152,8 @@ def p_values(values: Sequence[float], alpha: float = 0.05, width: float = 6.4) -
     axes.axvline(alpha, color=PALETTE[1], lw=1, ls=":", zorder=2,
                  label=f"expected at {alpha:g}: {100 * low[0]:.1f} to {100 * high[0]:.1f} %")  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    _finish(figure, "p-value", "share of comparisons at or below", None, width)
+    axes.set(xlabel="p-value", ylabel="share of comparisons at or below")
+    legend(figure)
     return figure
 
 
@@ -147,27 +163,3 @@ def binomial_band(n: int, p: np.ndarray, level: float = 0.95) -> tuple[np.ndarra
 
     low, high = stats.binom.interval(level, n, p)
     return low / n, high / n
-
-
-def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """Text beside a point that stays readable where lines cross it."""
-    halo = [withStroke(linewidth=2.5, foreground="white")]
-    axes.annotate(text, at, offset, textcoords="offset points", fontsize=8.5, color=INK, path_effects=halo, **style)
-
-
-def _new(title: str, width: float, height: float) -> tuple[Figure, Axes]:
-    """Axes of a figure `width` inches wide, the title in as many lines as it needs there."""
-    return _axes(_wrapped(title, width), (width, height), None)
-
-
-def _finish(figure: Figure, x: str, y: str, note: str | None, width: float) -> None:
-    """Labels of the axes, and a legend under them in as many columns as the width holds."""
-    columns = 2 if width > 5 else 1
-    figure.axes[0].set(xlabel=_wrapped(x, width), ylabel=y)
-    _legend(figure, note and _wrapped(note, 1.6 * width), below=True, columns=columns)
-    rows = math.ceil(len(figure.legends[0].get_texts()) / columns) + (2 if note else 0)
-    figure.set_figheight(figure.get_figheight() + 0.18 * rows)
-
-
-def _wrapped(text: str, width: float) -> str:
-    return textwrap.fill(text, int(8.5 * width))

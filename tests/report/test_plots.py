@@ -1,7 +1,6 @@
 """What the figures show, read back from their artists; looks are for eyes."""
 
 import math
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,98 +14,14 @@ from gptlib.data.dataset import Dataset
 from gptlib.data.tokenizers import Efficiency
 from gptlib.fields import RunConfig
 from gptlib.matching import Match
-from gptlib.report import plots
+from gptlib.report import plots, style
 from gptlib.schedules import lr_multiplier
 from gptlib.stats.compare import Comparison, two_sample
 from gptlib.study.arms import Arms, GridPoint
 
 
-def curves(variants: dict[str, float], seeds: tuple[int, ...] = (1, 2, 3), first: float = 6.2) -> pd.DataFrame:
-    rows = []
-    for variant, shift in variants.items():
-        for seed in seeds:
-            for step in range(0, 201, 10):
-                val = (first if step == 0 else 2.0 + 30 / (step + 20)) + shift + 0.001 * seed
-                row = {"variant": variant, "seed": seed, "step": step, "train_time_ms": 50.0 * step}
-                rows.append(row | {"val_loss": val if step % 20 == 0 else math.nan, "train_loss": val + 0.05})
-    return pd.DataFrame(rows)
-
-
 def texts(figure: Figure) -> str:
     return "\n".join(t.get_text() for t in figure.findobj(match=lambda a: hasattr(a, "get_text")))  # type: ignore[attr-defined]
-
-
-def thick(figure: Figure) -> dict[str, Any]:
-    return {str(line.get_label()): line for line in figure.axes[0].get_lines() if line.get_linewidth() == 2}
-
-
-def test_thick_line_is_the_mean_and_thin_lines_are_seeds() -> None:
-    figure = plots.loss_curves(curves({"baseline": 0.0, "gelu": 0.1}), floor=1.9)
-    mean = thick(figure)["gelu"]
-    assert mean.get_xdata() == pytest.approx(np.arange(0, 201, 20))
-    assert mean.get_ydata()[-1] == pytest.approx(2.0 + 30 / 220 + 0.1 + 0.002)
-    thin = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.7]
-    assert len(thin) == 6
-    assert len({to_hex(line.get_color()) for line in thin}) == 2
-    assert "entropy of the data, 1.9000" in texts(figure)
-    assert "mean of 3 seeds" in texts(figure)
-
-
-def test_mean_keeps_to_steps_that_all_seeds_reached() -> None:
-    frame = curves({"baseline": 0.0})
-    frame = frame[(frame["seed"] != 2) | (frame["step"] <= 100)]
-    assert thick(plots.loss_curves(frame))["baseline"].get_xdata()[-1] == 100
-
-
-def test_a_high_first_loss_does_not_hide_the_end_and_the_cut_is_named() -> None:
-    figure = plots.loss_curves(curves({"baseline": 0.0, "gelu": 0.01}))
-    low, high = figure.axes[0].get_ylim()
-    assert low < 2.0 + 30 / 220 < 2.0 + 30 / 90 < high < 6
-    assert "highest value 6.21" in texts(figure)
-    frame = curves({"baseline": 0.0})
-    frame["val_loss"] = frame["val_loss"].where(frame["val_loss"].isna(), 2.5 - frame["step"] / 1000)
-    gentle = plots.loss_curves(frame)
-    assert gentle.axes[0].get_ylim()[1] > 2.5
-    assert "cut" not in texts(gentle)
-
-
-def test_a_diverged_seed_does_not_set_the_scale() -> None:
-    frame = curves({"baseline": 0.0, "gelu": 0.01})
-    lost = (frame["seed"] == 3) & (frame["variant"] == "gelu") & frame["val_loss"].notna()
-    frame.loc[lost & (frame["step"] == 100), "val_loss"] = 50.0
-    frame.loc[lost & (frame["step"] > 100), "val_loss"] = math.inf
-    figure = plots.loss_curves(frame)
-    assert figure.axes[0].get_ylim()[1] < 6
-    assert "highest value 50.00" in texts(figure)
-
-
-def test_time_axis_has_a_readable_unit() -> None:
-    frame = curves({"baseline": 0.0})
-    figure = plots.loss_curves(frame, x="train_time_ms")
-    assert figure.axes[0].get_xlabel().startswith("training time (s)")
-    assert thick(figure)["baseline"].get_xdata()[-1] == pytest.approx(10.0)
-    slow = plots.loss_curves(frame.assign(train_time_ms=frame["train_time_ms"] * 1000), x="train_time_ms")
-    assert slow.axes[0].get_xlabel().startswith("training time (min)")
-
-
-def test_redraws_into_the_same_figure_quickly() -> None:
-    frame = curves({"baseline": 0.0, "gelu": 0.1})
-    figure = plots.loss_curves(frame[frame["step"] == 0])
-    seconds = []
-    for _ in range(3):
-        start = time.process_time()
-        assert plots.loss_curves(frame, figure=figure) is figure
-        seconds.append(time.process_time() - start)
-    assert len(thick(figure)) == 2
-    assert min(seconds) < 0.5  # about 0.03; the bound only catches a change of kind
-
-
-@pytest.mark.parametrize("rows", [0, 1, 5])
-def test_draws_before_the_first_evaluation(rows: int) -> None:
-    frame = curves({"baseline": 0.0}).assign(val_loss=math.nan).head(rows)
-    figure = plots.loss_curves(frame, title="live")
-    figure.draw_without_rendering()
-    assert "no evaluation yet" in texts(figure)
 
 
 def test_differences_are_sorted_and_carry_verdict_and_margin() -> None:
@@ -136,6 +51,20 @@ def test_no_text_of_the_forest_plot_leaves_the_figure_or_overlaps() -> None:
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize("width, verdict", [(3.2, "equivalent"), (6.4, "equivalent within 0.5")])
+def test_names_and_verdicts_stand_above_the_intervals_of_a_narrow_forest(width: float, verdict: str) -> None:
+    compared = {"a_variant_with_a_long_name": two_sample([2.0, 2.1, 2.05], [2.01, 2.08, 2.06], margin=0.5)}
+    compared["lost"] = Comparison("welch", 3, 0, None, None, None, None, 0.05, None, 0.0, None, None, None, "worse", "")
+    figure = plots.differences(compared, width=width)
+    figure.draw_without_rendering()
+    said = {text.get_text() for text in figure.axes[0].texts}
+    assert {"a_variant_with_a_long_name", "lost"} < said and any(t.endswith(f"  {verdict}") for t in said)
+    assert any("no finished runs" in text for text in said)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(label.get_text() for label in figure.axes[0].get_yticklabels())
 
 
 def test_seed_lines_join_the_runs_of_one_seed() -> None:
@@ -232,7 +161,7 @@ def marks(figure: Figure, marker: str) -> dict[str, list[tuple[float, float]]]:
 def test_tuning_shows_every_loss_the_best_and_what_diverged(tuned: Any) -> None:
     figure = plots.tuning(tuned(GRIDS))
     described(figure)
-    baseline, variant = to_hex(plots.INK), to_hex(plots.PALETTE[0])
+    baseline, variant = to_hex(style.INK), to_hex(style.PALETTE[0])
     losses, best, lost = (marks(figure, marker) for marker in ("o", "s", "x"))
     assert losses == {baseline: [(0.01, 3.2), (0.02, 3.0), (0.04, 3.1)], variant: [(0.003, 3.3), (0.006, 3.25)]}
     assert best == {baseline: [(0.02, 3.0)], variant: [(0.006, 3.25)]}
@@ -244,15 +173,15 @@ def test_tuning_shows_every_loss_the_best_and_what_diverged(tuned: Any) -> None:
 
 def test_an_arm_keeps_its_colour_where_the_other_has_no_grid(tuned: Any) -> None:
     figure = plots.tuning(tuned({"variant": GRIDS["variant"]}))
-    assert set(marks(figure, "o")) == {to_hex(plots.PALETTE[0])}
+    assert set(marks(figure, "o")) == {to_hex(style.PALETTE[0])}
 
 
 def test_of_a_second_tuned_key_the_best_value_is_drawn(tuned: Any) -> None:
     decay = "optim.muon.weight_decay"
     grid = [({MUON: lr, decay: wd}, 3 + lr + wd) for lr in (0.01, 0.02) for wd in (0.0, 0.1)]
     figure = plots.tuning(tuned({"baseline": grid, "variant": grid}))
-    best = marks(figure, "s")[to_hex(plots.INK)]
-    assert best == [(0.01, 3.01)] and set(best) <= set(marks(figure, "o")[to_hex(plots.INK)])
+    best = marks(figure, "s")[to_hex(style.INK)]
+    assert best == [(0.01, 3.01)] and set(best) <= set(marks(figure, "o")[to_hex(style.INK)])
 
 
 def test_the_values_of_a_tuning_can_be_read(tuned: Any) -> None:
