@@ -235,7 +235,7 @@ def _to_wandb(replays: Sequence[Replay], project: str, where: Path) -> Iterator[
 
 def _wandb_run(wandb: Any, replay: Replay, project: str, where: Path) -> str:
     """Write one run; of a run that the server has, what it lacks. Nothing of this machine is told as the run's."""
-    quiet = {"disable_git": True, "save_code": False, "console": "off", "silent": True}
+    quiet = {"host": "gptlib", "disable_git": True, "save_code": False, "console": "off", "silent": True}
     run = wandb.init(
         project=project, id=replay.identity, resume="allow", dir=str(where), name=replay.name, group=replay.group,
         job_type=replay.variant, config=replay.settings(), allow_val_change=True,
@@ -344,7 +344,7 @@ def _to_json(replays: Sequence[Replay], project: str, where: Path) -> Iterator[s
 def experiment_log(replay: Replay) -> ExperimentLog:
     """The run as a tracker tells it: an iteration is our step, so step 0 is before the first update.
 
-    At the step of a divergence the loss is nan, as the tracker has it; our own lines leave it out.
+    At the step of a divergence the loss is nan, by which a log is known to have diverged; our own lines leave it out.
     """
     result, diverged = replay.result, replay.result.get("diverged_at")
     log = ExperimentLog(_config(replay), replay.begin.isoformat())
