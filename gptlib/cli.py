@@ -228,6 +228,19 @@ def import_log(files: Annotated[list[Path], typer.Argument(help="logs, or folder
     print(f"imported {total}: {sum(found.folders.values())} runs in {len(found.folders)} experiments")
 
 
+@app.command("export")
+def export_runs(folder: Annotated[Path, typer.Argument(help="a study (outputs/NAME), an experiment or a run")],
+                to: Annotated[Literal["wandb", "mlflow", "tensorboard", "json"], typer.Option(help="the sink")],
+                project: Annotated[str, typer.Option(help="of wandb; of mlflow, the experiment")] = "",
+                where: Annotated[Path | None, typer.Option(help="folder of what is written here (default: "
+                                                                "outputs/exports/SINK)")] = None) -> None:  # fmt: skip
+    """Replay finished runs to Weights & Biases, MLflow, TensorBoard or a single file each; again doubles nothing."""
+    from gptlib.sinks import export
+
+    for line in export(folder, to, project, where):
+        print(line)
+
+
 @app.command()
 def compare(folders: Annotated[list[Path], typer.Argument(help="records of experiments; the first is the baseline")],
             test: Annotated[Literal["welch", "paired", "pooled"], typer.Option(help="against the baseline")] = "welch",
