@@ -25,9 +25,10 @@ from gptlib.notebook import (
     shared_analysis,
     show,
 )
-from gptlib.report import journal, plots, science_plots, tables
+from gptlib.report import journal, plots, science_plots, study_plots, tables
 from gptlib.report.compare import comparison_lines, read_arms
-from gptlib.stats.compare import Comparison, contrast
+from gptlib.report.style import save
+from gptlib.stats.compare import Comparison, contrast, mean_interval
 from gptlib.study import stability
 from gptlib.study.budget import burn_down, spent, stage_costs
 from gptlib.study.experiment import Experiment
@@ -183,21 +184,98 @@ def repeats(parameters: AnalysisParameters, answers: Iterable[Answer]) -> None:
         show(science_plots.p_values(values, 0.05), f"{variant}: {share_below(values)}")
 
 
-def stable_rates(parameters: AnalysisParameters) -> None:
-    """The largest learning rate that each arm named in `stable_lr` bears; runs that are missing are made now."""
-    if not parameters.stable_lr:
-        return
-    _head(
-        "Which rates does it bear?",
-        "Tried from the largest down until no run diverges, two seeds each. A diverged run is a result; stable is not "
-        "yet good, as the losses show.",
-    )
+def learning_rates(parameters: AnalysisParameters, answers: Iterable[Answer] = ()) -> None:
+    """Losses over the rates that the study has tried, and the largest one that each arm named in `stable_lr` bears.
+
+    Runs of the search that are missing are made now.
+    """
+    rates = rates_tried(answers)
     found = {}
     for name, grid in parameters.stable_lr.items():
         plan = parameters.plan(None if name == "baseline" else load_ablation(name))
         found[plan.variant] = stability.stable_rates(plan, grid)
+    rows = rates if len(rates) > 2 else []
+    rows += [{"arm": arm, **vars(point)} for arm, search in found.items() for point in search.points]
+    if not rows:
+        return
+    _head("Which learning rate?", "Of the block matrices, at its peak. A rate that is stable is not yet a good one.")
+    show(curve_of_rates(rows), "Mean final loss by rate; a cross stands for runs that diverged.")
     for variant, search in found.items():
-        display(Markdown(f"**{variant}**: {search.text()}."), tables.stability_table(search))
+        said = "Tried from the largest down until no run diverged, two seeds each"
+        display(Markdown(f"**{variant}**: {search.text()}. {said}."), tables.stability_table(search))
+
+
+def curve_of_rates(rows: list[dict[str, Any]]) -> Figure:
+    return study_plots.rate_sweep(pd.DataFrame(rows)[["arm", "lr", "loss", "diverged", "runs"]].astype({"loss": float}))
+
+
+def rates_tried(answers: Iterable[Answer]) -> list[dict[str, Any]]:
+    """A point for the baseline and for every ablation that changes the rates alone, as study_plots.rate_sweep takes."""
+    alone = [answer for answer in answers if set(answer.variant.plan.difference) == {"optim.lr_scale"}]
+    return [
+        {
+            "arm": "baseline",
+            "lr": experiment.plan.config.optim.matrix_lr,
+            "loss": fmean(experiment.finals().values()) if experiment.finals() else nan,
+            "diverged": experiment.count("diverged"),
+            "runs": len(experiment.results),
+        }
+        for experiment in ([alone[0].baseline] if alone else []) + [answer.variant for answer in alone]
+    ]
+
+
+def curves(frame: pd.DataFrame, floor: float | None) -> Figure:
+    """Loss by step, by tokens and FLOPs where arms differ in what a step is, and by time; returns the first."""
+    shown = [("step", "All experiments, by step")]
+    for x, name in (("tokens", "tokens"), ("flops", "training FLOPs")):
+        each = (frame[x] / frame["step"].where(frame["step"] > 0)).groupby(frame["variant"]).max()
+        if each.max() > 1.005 * each.min():
+            shown.append((x, f"All experiments, by {name}"))
+    shown.append(("train_time_ms", "All experiments, by time"))
+    figures = [plots.loss_curves(frame, floor=floor, x=x, title=title) for x, title in shown]  # type: ignore[arg-type]
+    for figure, (x, _) in zip(figures, shown, strict=True):
+        also = ": as it was while others shared the machine" if x == "train_time_ms" else ""
+        show(figure, f"Mean validation loss, and a band from the lowest to the highest seed{also}.")
+    return figures[0]
+
+
+def trade_offs(experiments: Sequence[Experiment], answers: Sequence[Answer]) -> None:
+    """What a variant's loss is worth beside its time, its parameters, its speed and its memory."""
+    costs = {experiment.plan.variant: experiment.costs() for experiment in experiments}
+    label = label_of(answers)
+    rows = [
+        {
+            "variant": answer.variant.plan.variant,
+            **{key: getattr(answer.comparison, key) for key in ("difference", "low", "high")},
+            "ratio": answer.variant.costs().get("time_seconds", nan) / answer.baseline.costs().get("time_seconds", nan),
+        }
+        for answer in answers
+        if answer.comparison.difference is not None
+    ]
+    if rows:
+        frame = pd.DataFrame(rows)
+        show(study_plots.trade_off(frame, "time", label), "Loss against the time of a run, beside others' runs.")
+    sized = []
+    for experiment in experiments:
+        if losses := list(experiment.finals().values()):
+            interval = mean_interval(losses)
+            size = {"variant": experiment.plan.variant, "parameters": costs[experiment.plan.variant]["total"]}
+            sized.append(size | {"loss": interval.mean, "low": interval.low, "high": interval.high})
+    if len({row["parameters"] for row in sized}) > 1:
+        show(study_plots.loss_against_parameters(pd.DataFrame(sized)), "Mean final loss with its 95 % interval.")
+    memory = "allocated_peak_mib" if all("allocated_peak_mib" in of for of in costs.values()) else "resident_peak_mib"
+    speeds = [
+        {
+            "variant": e.plan.variant,
+            "tokens_per_second": fmean(e.finals("tokens_per_second").values()),
+            "memory_mib": costs[e.plan.variant].get(memory, nan),
+        }
+        for e in experiments
+        if e.finals("tokens_per_second")
+    ]
+    if speeds:
+        of = "allocated on the GPU" if memory == "allocated_peak_mib" else "of the whole process"
+        show(study_plots.throughput_and_memory(pd.DataFrame(speeds)), f"Means over the runs; memory: the peak {of}.")
 
 
 def foreign(parameters: AnalysisParameters) -> None:
@@ -217,7 +295,7 @@ def write_comparison(parameters: RunParameters, figure: Figure) -> None:
     """Write the study's ablation_comparison.png and .svg, ablation_analysis.txt, and its journal as appendix.md."""
     asked = Path(parameters.outputs), parameters.study, parameters.stage
     folder = asked[0] / asked[1]
-    figure.savefig(folder / journal.COMPARISON, dpi=110)
+    save(figure, folder / Path(journal.COMPARISON).stem)
     records.write_text(folder / "ablation_analysis.txt", journal.analysis_text(*asked))
     records.write_text(folder / "appendix.md", journal.journal(*asked))
 

@@ -23,10 +23,11 @@ from gptlib.data.dataset import open_dataset
 from gptlib.fields import RunConfig, Section
 from gptlib.live import picture, run
 from gptlib.matching import TOLERANCE
-from gptlib.report import plots, tables
+from gptlib.report import plots, study_plots, tables
+from gptlib.report.style import save
 from gptlib.stats.compare import Comparison
 from gptlib.stats.power import minimum_detectable_effect, power_curve
-from gptlib.study.experiment import Experiment, execute, explanations, judge, summarise
+from gptlib.study.experiment import Experiment, compared_costs, execute, explanations, judge, summarise
 from gptlib.study.hypothesis import Ablation, Analysis, Expectation, distinct_seeds
 from gptlib.study.plan import Plan, plan_experiment
 from gptlib.study.registration import role
@@ -238,10 +239,13 @@ def ablation_of(parameters: RunParameters, ablation: Ablation) -> Answer:
 
 
 def finish(experiment: Experiment, answer: Answer | None = None) -> dict[str, Any]:
-    """Save the curves and write summary.json, which makes the record complete; returns the summary."""
-    floor = next(iter(experiment.finals("floor").values()), None)
-    figure = plots.loss_curves(experiment.metrics(), floor=floor, title=f"{experiment.plan.variant}: loss curves")
-    figure.savefig(experiment.plan.folder / "loss_curves.png", dpi=110)
+    """Save the curves and what was matched, and write summary.json, which makes the record complete; returns it."""
+    floor, plan = next(iter(experiment.finals("floor").values()), None), experiment.plan
+    figure = plots.loss_curves(experiment.metrics(), floor=floor, title=f"{plan.variant}: loss curves")
+    save(figure, plan.folder / "loss_curves", dpi=110)
+    if answer:
+        table = tables.matched_table(*compared_costs(answer.baseline, answer.variant), answer.confounders)
+        save(study_plots.matched_picture(table, f"{plan.variant}: what was matched"), plan.folder / "matched", dpi=110)
     return summarise(experiment, answer.comparison if answer else None, answer.baseline if answer else None)
 
 
@@ -368,8 +372,12 @@ def power_table(experiment: Experiment, alpha: float = 0.05) -> pd.DataFrame:
 
 
 def joined(*experiments: Experiment) -> pd.DataFrame:
-    """The metrics of several experiments in one frame, told apart by `variant`."""
-    return pd.concat([experiment.metrics() for experiment in experiments], ignore_index=True)
+    """The metrics of several experiments in one frame, told apart by `variant`, with the training `flops` so far."""
+    frames = []
+    for experiment in experiments:
+        frame, each = experiment.metrics(), experiment.costs()["flops_per_token"]
+        frames.append(frame.assign(flops=each * frame["tokens"] if "tokens" in frame else float("nan")))
+    return pd.concat(frames, ignore_index=True)
 
 
 def shared_analysis(ablations: Iterable[Ablation | None]) -> Analysis:
@@ -379,9 +387,9 @@ def shared_analysis(ablations: Iterable[Ablation | None]) -> Analysis:
 
 
 def final_losses(*experiments: Experiment) -> pd.DataFrame:
-    """Columns variant, seed, and the metric that is compared (final_val_loss), of the finished runs."""
+    """Columns variant, seed, and the metric that is compared (final_val_loss), nan for runs that have none."""
     metric = shared_analysis(e.plan.ablation for e in experiments).metric
-    rows = [(e.plan.variant, seed, value) for e in experiments for seed, value in e.finals(metric).items()]
+    rows = [(e.plan.variant, seed, e.finals(metric).get(seed)) for e in experiments for seed in e.plan.seeds]
     return pd.DataFrame(rows, columns=["variant", "seed", metric])
 
 

@@ -134,6 +134,7 @@ class ExperimentTracker:
         import pandas as pd
 
         from gptlib.report.plots import loss_curves
+        from gptlib.report.style import save
 
         axis = "gradient_step" if self.log.gradient_steps else "iteration"
         rows = [row | {"val_loss": None} for row in self.log.metrics]
@@ -142,9 +143,9 @@ class ExperimentTracker:
         frame = frame.replace([math.inf, -math.inf], math.nan)
         frame = frame.rename(columns={axis: "step"}).assign(variant=self.log.config.experiment_name, seed=0)
         frame["train_time_ms"] = 1000 * frame["elapsed_seconds"]
-        for x, suffix in (("step", ".steps.png"), ("train_time_ms", ".time.png")):
+        for x, name in (("step", "steps"), ("train_time_ms", "time")):
             figure = loss_curves(frame, x=x, title=f"{self.log.config.experiment_name}: loss curves")  # type: ignore[arg-type]
-            figure.savefig(self.path.with_suffix(suffix), dpi=110)
+            save(figure, self.path.with_suffix(f".{name}"), dpi=110)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:

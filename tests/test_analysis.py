@@ -168,8 +168,9 @@ def test_the_search_of_every_arm_is_a_line_and_a_table(parameters, displayed, mo
     parameters.plan = lambda ablation: SimpleNamespace(variant=ablation.variant if ablation else "baseline")
     monkeypatch.setattr(analysis.stability, "stable_rates", lambda plan, grid: found[plan.variant])
     monkeypatch.setattr(analysis, "display", lambda *things: displayed.extend(things))
-    analysis.stable_rates(parameters)
-    _, first, _, second, table = displayed
+    analysis.learning_rates(parameters)
+    _, figure, first, _, second, table = displayed
+    assert figure.startswith("Mean final loss by rate")
     assert first.data == (
         "**baseline**: the largest stable rate tried is 0.048 (x8); the grid has none above it that diverged."
     )
