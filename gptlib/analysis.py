@@ -240,21 +240,23 @@ def curves(frame: pd.DataFrame, floor: float | None) -> Figure:
 
 
 def trade_offs(experiments: Sequence[Experiment], answers: Sequence[Answer]) -> None:
-    """What a variant's loss is worth beside its time, its parameters, its speed and its memory."""
+    """A variant's loss beside its FLOPs and parameters, and its speed and memory."""
     costs = {experiment.plan.variant: experiment.costs() for experiment in experiments}
     label = label_of(answers)
     rows = [
         {
             "variant": answer.variant.plan.variant,
             **{key: getattr(answer.comparison, key) for key in ("difference", "low", "high")},
-            "ratio": answer.variant.costs().get("time_seconds", nan) / answer.baseline.costs().get("time_seconds", nan),
+            "ratio": answer.variant.costs()["total_flops"] / answer.baseline.costs()["total_flops"],
         }
         for answer in answers
         if answer.comparison.difference is not None
     ]
-    if rows:
-        frame = pd.DataFrame(rows)
-        show(study_plots.trade_off(frame, "time", label), "Loss against the time of a run, beside others' runs.")
+    if len({round(row["ratio"], 3) for row in rows} | {1.0}) > 1:
+        show(
+            study_plots.trade_off(pd.DataFrame(rows), "FLOPs", label),
+            "Loss against the FLOPs of a run, in closed form.",
+        )
     sized = []
     for experiment in experiments:
         if losses := list(experiment.finals().values()):
@@ -265,17 +267,14 @@ def trade_offs(experiments: Sequence[Experiment], answers: Sequence[Answer]) -> 
         show(study_plots.loss_against_parameters(pd.DataFrame(sized)), "Mean final loss with its 95 % interval.")
     memory = "allocated_peak_mib" if all("allocated_peak_mib" in of for of in costs.values()) else "resident_peak_mib"
     speeds = [
-        {
-            "variant": e.plan.variant,
-            "tokens_per_second": fmean(e.finals("tokens_per_second").values()),
-            "memory_mib": costs[e.plan.variant].get(memory, nan),
-        }
+        {"variant": e.plan.variant, "tokens_per_second": speed, "memory_mib": costs[e.plan.variant].get(memory, nan)}
         for e in experiments
-        if e.finals("tokens_per_second")
+        for speed in e.finals("tokens_per_second").values()
     ]
     if speeds:
         of = "allocated on the GPU" if memory == "allocated_peak_mib" else "of the whole process"
-        show(study_plots.throughput_and_memory(pd.DataFrame(speeds)), f"Means over the runs; memory: the peak {of}.")
+        said = f"Speed as it was, whatever else ran on the machine: no claim. Memory: the mean peak {of}."
+        show(study_plots.throughput_and_memory(pd.DataFrame(speeds)), said)
 
 
 def foreign(parameters: AnalysisParameters) -> None:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -153,7 +154,7 @@ def test_parts_that_a_study_does_not_have_show_nothing(parameters, displayed):
     analysis.sizes(parameters, [])
     analysis.interactions(parameters)
     analysis.repeats(parameters, [])
-    analysis.stable_rates(parameters)
+    analysis.learning_rates(parameters)
     analysis.foreign(parameters)
     assert displayed == []
 
@@ -171,8 +172,47 @@ def test_the_search_of_every_arm_is_a_line_and_a_table(parameters, displayed, mo
     analysis.learning_rates(parameters)
     _, figure, first, _, second, table = displayed
     assert figure.startswith("Mean final loss by rate")
+    said = " Tried from the largest down until no run diverged, two seeds each."
     assert first.data == (
-        "**baseline**: the largest stable rate tried is 0.048 (x8); the grid has none above it that diverged."
+        f"**baseline**: the largest stable rate tried is 0.048 (x8); the grid has none above it that diverged.{said}"
     )
-    assert second.data == "**no_norm**: the largest stable rate tried is 0.006 (x1); diverged: 0.048 (2 of 2 runs)."
+    assert second.data == (
+        f"**no_norm**: the largest stable rate tried is 0.006 (x1); diverged: 0.048 (2 of 2 runs).{said}"
+    )
     assert list(table["diverged"]) == ["2 of 2", "0 of 2"]
+
+
+def rated(scale, losses, difference=None, diverged=0):
+    """An experiment at a rate of 0.01 times `scale`."""
+    config = SimpleNamespace(optim=SimpleNamespace(matrix_lr=0.01 * scale))
+    plan = SimpleNamespace(config=config, difference=difference or {}, variant=f"x{scale}")
+    return SimpleNamespace(
+        plan=plan, finals=lambda: losses, count=lambda status: diverged, results=[None] * (len(losses) + diverged)
+    )
+
+
+def test_ablations_of_the_rate_alone_are_a_curve_with_the_baseline():
+    baseline, scaled = rated(1, {1: 3.0, 2: 3.2}), {"optim.lr_scale": (1, 4)}
+    answers = [
+        SimpleNamespace(baseline=baseline, variant=rated(4, {1: 2.5}, scaled, diverged=1)),
+        SimpleNamespace(baseline=baseline, variant=rated(8, {}, scaled, diverged=2)),
+        SimpleNamespace(baseline=baseline, variant=rated(4, {1: 2.5}, scaled | {"train.steps": (1, 2)})),
+    ]
+    rows = analysis.rates_tried(answers)
+    assert [(r["lr"], r["diverged"], r["runs"]) for r in rows] == [(0.01, 0, 2), (0.04, 1, 2), (0.08, 2, 2)]
+    assert [r["loss"] for r in rows[:2]] == [pytest.approx(3.1), 2.5] and rows[2]["loss"] != rows[2]["loss"]
+    assert analysis.rates_tried([]) == []
+
+
+def test_curves_are_also_over_what_a_step_of_one_arm_costs_more(displayed):
+    rows = [
+        {"variant": variant, "seed": 1, "step": step, "train_time_ms": 9.0 * step, "val_loss": 3.0 - step / 10,
+         "train_loss": 3.0, "tokens": 64 * step, "flops": flops * step}
+        for variant, flops in (("baseline", 10.0), ("wide", 13.0))
+        for step in range(5)
+    ]  # fmt: skip
+    first = analysis.curves(pd.DataFrame(rows), None)
+    assert first.axes[0].get_xlabel().startswith("step") and len(displayed) == 3
+    assert "machine" in displayed[2] and "machine" not in displayed[1]
+    analysis.curves(pd.DataFrame(rows).assign(flops=lambda frame: frame["tokens"]), None)
+    assert len(displayed) == 5

@@ -128,8 +128,8 @@ def limit_losses(axes: Axes, scored: pd.DataFrame, lowest: float | None) -> bool
 def inset_end(axes: Axes, scored: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
     """The last quarter of the run enlarged, in the empty upper right, where the variants can be told apart."""
     end = scored[scored["x"] >= 0.75 * scored["x"].max()]
-    if end.groupby(["variant", "seed"]).size().min() < 2:
-        return
+    if set(end["variant"]) != set(scored["variant"]) or end.groupby(["variant", "seed"]).size().min() < 2:
+        return  # over time or FLOPs a cheap variant has ended before
     inset = axes.inset_axes((0.47, 0.5, 0.52, 0.45))
     draw_losses(inset, end, looks, {})
     inset.set_title("last quarter", loc="left", fontsize=7.5, color=GREY, pad=2)

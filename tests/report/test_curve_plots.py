@@ -315,3 +315,10 @@ def test_draws_before_the_first_evaluation(rows: int) -> None:
     figure = plots.loss_curves(frame, title="live")
     figure.draw_without_rendering()
     assert "no evaluation yet" in texts(figure)
+
+
+def test_the_end_is_enlarged_only_where_every_variant_is_in_it() -> None:
+    frame = curves({"baseline": 0.0, "gelu": 0.1})
+    assert plots.loss_curves(frame).axes[0].child_axes
+    slow = frame.assign(train_time_ms=frame["train_time_ms"] * np.where(frame["variant"] == "gelu", 2.0, 1.0))
+    assert not plots.loss_curves(slow, x="train_time_ms").axes[0].child_axes
