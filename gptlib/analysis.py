@@ -153,8 +153,7 @@ def sizes(parameters: AnalysisParameters, answers: Iterable[Answer]) -> None:
     answers = list(answers)
     _head("Does the effect hold at other sizes?", "An effect that shrinks with size may be gone at the next.")
     frame = across_sizes(parameters, answers)
-    sentence = "Difference to the baseline of the same size, with its interval."
-    show(plots.effects_by_size(frame, label_of(answers)), sentence)
+    show(plots.effects_by_size(frame, label_of(answers)), "To the baseline of the same size, with its interval.")
     display(tables.sizes_table(frame))
 
 
@@ -171,9 +170,11 @@ def interactions(parameters: AnalysisParameters) -> None:
 
 def repeats(parameters: AnalysisParameters, answers: Iterable[Answer]) -> None:
     """The p-values of the same comparison with fresh seeds each time."""
-    rows = repeated(parameters, answers)
+    answers = list(answers)
+    rows = repeated(parameters, answers).dropna(subset=["p_value"])
     if not len(rows):
         return
+    alpha = shared_analysis(answer.variant.plan.ablation for answer in answers).alpha
     _head(
         "Again and again",
         "Where both arms are one configuration (A/A), p-values are uniform and fall below alpha in a share alpha of "
@@ -181,7 +182,7 @@ def repeats(parameters: AnalysisParameters, answers: Iterable[Answer]) -> None:
     )
     for variant, of in rows.groupby("variant"):
         values = list(of["p_value"])
-        show(science_plots.p_values(values, 0.05), f"{variant}: {share_below(values)}")
+        show(science_plots.p_values(values, alpha), f"{variant}: {share_below(values, alpha)}")
 
 
 def learning_rates(parameters: AnalysisParameters, answers: Iterable[Answer] = ()) -> None:
@@ -195,18 +196,14 @@ def learning_rates(parameters: AnalysisParameters, answers: Iterable[Answer] = (
         plan = parameters.plan(None if name == "baseline" else load_ablation(name))
         found[plan.variant] = stability.stable_rates(plan, grid)
     rows = rates if len(rates) > 2 else []
-    rows += [{"arm": arm, **vars(point)} for arm, search in found.items() for point in search.points]
+    rows += [{"arm": f"{arm} (search)", **vars(point)} for arm, search in found.items() for point in search.points]
     if not rows:
         return
     _head("Which learning rate?", "Of the block matrices, at its peak. A rate that is stable is not yet a good one.")
-    show(curve_of_rates(rows), "Mean final loss by rate; a cross stands for runs that diverged.")
+    sweep = pd.DataFrame(rows)[["arm", "lr", "loss", "diverged", "runs"]].astype({"loss": float})
+    show(study_plots.rate_sweep(sweep), "Mean final loss by rate; a cross stands for runs that diverged.")
     for variant, search in found.items():
-        said = "Tried from the largest down until no run diverged, two seeds each"
-        display(Markdown(f"**{variant}**: {search.text()}. {said}."), tables.stability_table(search))
-
-
-def curve_of_rates(rows: list[dict[str, Any]]) -> Figure:
-    return study_plots.rate_sweep(pd.DataFrame(rows)[["arm", "lr", "loss", "diverged", "runs"]].astype({"loss": float}))
+        display(Markdown(f"**{variant}**: {search.text()}."), tables.stability_table(search))
 
 
 def rates_tried(answers: Iterable[Answer]) -> list[dict[str, Any]]:
@@ -254,7 +251,7 @@ def trade_offs(experiments: Sequence[Experiment], answers: Sequence[Answer]) -> 
     ]
     if len({round(row["ratio"], 3) for row in rows} | {1.0}) > 1:
         show(
-            study_plots.trade_off(pd.DataFrame(rows), "FLOPs", label),
+            study_plots.trade_off(pd.DataFrame(rows), label),
             "Loss against the FLOPs of a run, in closed form.",
         )
     sized = []
@@ -325,14 +322,14 @@ def share_below(p_values: Sequence[float | None], alpha: float = 0.05) -> str:
     """
     from scipy import stats
 
-    p_values = [p for p in p_values if p is not None and not isnan(p)]
-    if not p_values:
+    known = [p for p in p_values if p is not None and not isnan(p)]
+    if not known:
         return "No comparison could be tested."
-    low, high = stats.binom.interval(0.95, len(p_values), alpha)
-    count = sum(p < alpha for p in p_values if p is not None)
-    inside, percent = "inside" if low <= count <= high else "OUTSIDE", 100 * count / len(p_values)
+    low, high = stats.binom.interval(0.95, len(known), alpha)
+    count = sum(p < alpha for p in known)
+    inside, percent = "inside" if low <= count <= high else "OUTSIDE", 100 * count / len(known)
     band = f"{inside} the 95 % band of {low:.0f} to {high:.0f} that holds where nothing differs"
-    return f"{count} of {len(p_values)} comparisons have p < {alpha:g} ({percent:.1f} %), {band}."
+    return f"{count} of {len(known)} comparisons have p < {alpha:g} ({percent:.1f} %), {band}."
 
 
 def registered(parameters: RunParameters) -> Markdown:
@@ -359,9 +356,11 @@ def findings(baseline: Experiment, answers: Iterable[Answer]) -> Markdown:
         but = f"; {', '.join(alike)} tuned alike" if alike else ""
         lines.append(
             "**Unequal tuning:** learning rates are the base's, tuned, if at all, for the baseline alone, and every "
-            f"verdict holds at these rates{but}. The baseline's seeds have a standard deviation of "
-            f"{baseline.spread(analysis.metric):.4f} {analysis.unit}."
+            f"verdict holds at these rates{but}."
         )
+    if len(baseline.finals(analysis.metric)) > 1:
+        spread = f"{baseline.spread(analysis.metric):.4f} {analysis.unit}"
+        lines.append(f"**Noise:** the baseline's seeds have a standard deviation of {spread}.")
     for answer in answers:
         how = tuning.get(answer.variant.plan.variant, "")
         also = f"; {how}" if how.startswith("tuned ") else ""

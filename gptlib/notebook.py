@@ -372,12 +372,22 @@ def power_table(experiment: Experiment, alpha: float = 0.05) -> pd.DataFrame:
 
 
 def joined(*experiments: Experiment) -> pd.DataFrame:
-    """The metrics of several experiments in one frame, told apart by `variant`, with the training `flops` so far."""
-    frames = []
-    for experiment in experiments:
-        frame, each = experiment.metrics(), experiment.costs()["flops_per_token"]
-        frames.append(frame.assign(flops=each * frame["tokens"] if "tokens" in frame else float("nan")))
+    """The metrics of several experiments in one frame, told apart by `variant`, with the training `flops` so far.
+
+    Those are the run's planned FLOPs in equal shares to its tokens, also where early steps are cheaper.
+    """
+    costs = [experiment.costs() for experiment in experiments]
+    frames = [
+        (frame := experiment.metrics()).assign(flops=cost["total_flops"] / cost["tokens"] * frame["tokens"])
+        for experiment, cost in zip(experiments, costs, strict=True)
+    ]
     return pd.concat(frames, ignore_index=True)
+
+
+def compared(baseline: Experiment, answers: Iterable[Answer]) -> list[Experiment]:
+    """Both arms of all answers, each experiment once: a tuned or larger-batch baseline is one of its own."""
+    arms = [baseline, *(arm for answer in answers for arm in (answer.baseline, answer.variant))]
+    return list({arm.plan.folder: arm for arm in arms}.values())
 
 
 def shared_analysis(ablations: Iterable[Ablation | None]) -> Analysis:

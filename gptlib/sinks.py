@@ -271,7 +271,9 @@ def _to_mlflow(replays: Sequence[Replay], project: str, where: Path) -> Iterator
         for replay in replays:
             yield f"{replay.name}: {_mlflow_run(mlflow, client, place, replay)} (experiment {name}, {uri})"
     except mlflow.exceptions.MlflowException as error:
-        raise SinkError(f"MLflow at {uri}: {_first_line(error)}") from None
+        raise SinkError(
+            f"MLflow at {uri}: {_first_line(error)}; check MLFLOW_TRACKING_URI, or unset it to write into a file"
+        ) from None
 
 
 def _mlflow_run(mlflow: Any, client: Any, experiment: str, replay: Replay) -> str:
@@ -384,8 +386,7 @@ def _config(replay: Replay) -> ExperimentConfig:
     except ValidationError:
         return ExperimentConfig(**said)
     model, optim, steps = config.model, config.optim, config.train.steps
-    muon = optim.matrices == "muon"
-    rate = optim.lr_scale * (optim.muon.lr if muon else optim.adamw.matrix_lr)
+    rate = optim.matrix_lr
     return ExperimentConfig(
         **said, context_length=model.seq_len, d_model=model.model_dim, num_heads=model.num_heads,
         d_ff=model.mlp_dim, num_layers=model.num_layers,
@@ -393,6 +394,6 @@ def _config(replay: Replay) -> ExperimentConfig:
         rope_theta=model.rope_theta if model.position == "rope" else None, batch_size=config.train.batch_rows,
         max_iters=steps, max_learning_rate=rate, min_learning_rate=rate * config.schedule.final,
         warmup_iters=round(config.schedule.warmup * steps),
-        weight_decay=optim.muon.weight_decay if muon else optim.adamw.weight_decay, betas=optim.adamw.betas,
+        weight_decay=(optim.muon if optim.matrices == "muon" else optim.adamw).weight_decay, betas=optim.adamw.betas,
         grad_clip=optim.grad_clip, device=replay.result.get("device") or replay.record.get("device"),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,12 +34,6 @@ from gptlib.study.hypothesis import METRICS, Analysis
 
 LOSS = Analysis().label
 LEVEL = 0.95
-CORNERS = {
-    "time": ("faster", "slower"),
-    "FLOPs": ("fewer FLOPs", "more FLOPs"),
-    "parameters": ("smaller", "larger"),
-    "memory": ("less memory", "more memory"),
-}
 FIT_COLOURS = {"matched": ("#DDF0E8", "#00704F"), "free": ("#EEF0F3", INK), "confounded": ("#FBE3D3", "#9A3C00")}
 
 
@@ -127,19 +121,13 @@ def loss_against_parameters(frame: pd.DataFrame, metric: str = LOSS, width: floa
     return figure
 
 
-def trade_off(
-    frame: pd.DataFrame,
-    resource: Literal["time", "FLOPs", "parameters", "memory"] = "time",
-    metric: str = LOSS,
-    width: float = FULL,
-) -> Figure:
-    """Loss bought with a resource: difference to the baseline's loss over the ratio to its time (or FLOPs, ...).
+def trade_off(frame: pd.DataFrame, metric: str = LOSS, width: float = FULL) -> Figure:
+    """Loss bought with computation: difference to the baseline's loss over the ratio to its FLOPs.
 
     `frame` columns: variant, difference, low, high (NaN without an interval), ratio (variant / baseline). Lower left
     is better on both counts. Variants without a difference or a ratio are named in the note.
     """
-    less, more = CORNERS[resource]
-    figure, (axes,) = new_axes(f"Loss against {resource}", (width, 3.8 if width >= NARROW else 3.2))
+    figure, (axes,) = new_axes("Loss against FLOPs", (width, 3.8 if width >= NARROW else 3.2))
     others = frame[frame["variant"] != "baseline"]
     looks, marked = styles(["baseline", *others["variant"]]), marks(["baseline", *others["variant"]])
     drawn = others[np.isfinite(others["difference"].astype(float)) & np.isfinite(others["ratio"].astype(float))]
@@ -150,13 +138,13 @@ def trade_off(
     axes.plot(1, 0, "o", ms=7, color=INK, mec="white", mew=0.7, zorder=5)
     axes.set_xlim(_around(1, drawn["ratio"], 0.6))
     axes.set_ylim(_around(0, drawn[["difference", "low", "high"]], 0.35))
-    for right, words in ((0, less), (1, more)):
+    for right, words in ((0, "fewer FLOPs"), (1, "more FLOPs")):
         for top, word in ((0, "better"), (1, "worse")):
             style: dict[str, Any] = {"xycoords": "axes fraction", "ha": ("left", "right")[right], "style": "italic"}
             offset = (4 - 8 * right, 4 - 8 * top)
             note_at(axes, f"{word}, {words}", (right, top), offset, color=GREY, va=("bottom", "top")[top], **style)
     axes.locator_params(nbins=5)
-    axes.set(xlabel=f"{resource}: variant / baseline", ylabel=wrapped(f"variant − baseline\n{metric}", 0.8 * 3.8))
+    axes.set(xlabel="FLOPs of a run: variant / baseline", ylabel=wrapped(f"variant − baseline\n{metric}", 0.8 * 3.8))
     lost = [name for name in others["variant"] if name not in set(drawn["variant"])]
     legend(figure, "bars: interval of the difference" + (f"; not drawn: {', '.join(lost)}" if lost else ""))
     both = pd.concat([pd.DataFrame({"variant": ["baseline"], "ratio": [1.0], "difference": [0.0]}), drawn])

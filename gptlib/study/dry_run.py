@@ -75,6 +75,7 @@ def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun], 
     pairs = [combine(loaded[a], loaded[b]) for a, b in study.interactions]
     asked: list[str | Ablation | None] = [None, *loaded, *pairs]
     runs, minutes, cost, said = 0, 0.0, 0.0, ""
+    first: dict[str | None, Estimate] = {}  # of the first base
     for base in study.bases:
         config, stage = load_config(base, study.overrides), study.stage_of(base)
         yield f"\nbase {base}, stage {stage}: {_size(config)}, seeds {_listed(study.seeds)}"
@@ -86,15 +87,17 @@ def _unstaged(study: Study, outputs: Path, prices: Prices, past: list[PastRun], 
             tuning = f", {trials} of them to tune both arms" if trials else ""
             yield f"  {ablation.variant if ablation else 'baseline'}: {count} runs{tuning}, each {_each(each, said)}"
             yield f"    {command(study, stage, base, study.overrides, study.seeds, outputs, one)}"
-            count += (study.repeats - 1) * len(study.seeds)
+            first.setdefault(one if isinstance(one, str) else None, each)
+            again = base == study.bases[0] and not isinstance(one, Ablation)  # of a repeat: no pairs
+            count += (study.repeats - 1) * count if again else 0
             runs, minutes, cost = runs + count, minutes + count * each.minutes, cost + count * each.dollars
             said = each.source
     for name, grid in study.stable_lr.items():
-        most = SEARCH_SEEDS * len(grid)
+        most, each = min(SEARCH_SEEDS, len(study.seeds)) * len(grid), first[None if name == "baseline" else name]
         yield f"\nlargest stable rate of {name}: at most {most} runs, factors {_listed(sorted(grid, reverse=True))}"
         runs, minutes, cost = runs + most, minutes + most * each.minutes, cost + most * each.dollars
-    again = f" ({study.repeats} repeats, each with fresh seeds)" if study.repeats > 1 else ""
-    yield f"\nin all: {runs} runs{again}, {_time(minutes)} one after the other, {dollars(cost)}"
+    told = f" ({study.repeats} repeats, each with fresh seeds)" if study.repeats > 1 else ""
+    yield f"\nin all: {runs} runs{told}, {_time(minutes)} one after the other, {dollars(cost)}"
 
 
 def _trials(ablation: Ablation) -> int:

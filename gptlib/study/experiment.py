@@ -230,7 +230,8 @@ def metrics_frame(plan: Plan) -> pd.DataFrame:
         lines = records.read_jsonl(run / "metrics.jsonl")
         attempt = lines[-1]["attempt"] if lines else 0
         rows += [{"variant": plan.variant, **line} for line in lines if line["attempt"] == attempt]
-    columns = ["variant", "run_id", "seed", "attempt", "step", "train_time_ms", "train_loss", "val_loss"]
+    columns = ["variant", "run_id", "seed", "attempt", "step", "train_time_ms", "tokens", "train_loss", "val_loss"]
+    columns.append("grad_norm")
     frame = pd.DataFrame(rows, columns=None if rows else columns)
     for column in set(columns) - set(frame.columns):
         frame[column] = float("nan")

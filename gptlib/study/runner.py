@@ -155,11 +155,11 @@ class _Run:
             plan = plans.get("baseline" if name == "baseline" else load_ablation(name).variant)
             try:
                 found = stable_rates(plan, grid) if plan else None
-            except (records.RecordError, OSError) as error:
+            except (ValueError, OSError) as error:  # of configurations, records and data
                 self.notebooks.failures.append(f"stable_lr of {name} did not finish ({error})")
                 continue
             if found:
-                self.searched[name] = grid
+                self.searched[name if name == "baseline" else from_anywhere("ablations", name)] = grid
                 print(f"stable_lr of {name}: {found.text()}", flush=True)
 
     def _reported(self, main: Place, steps: dict[str, list[Step]]) -> list[str]:

@@ -78,13 +78,13 @@ def largest_stable_lr(
     return Stability(tuple(points))
 
 
-def stable_rates(plan: Plan, grid: Sequence[float], poll: Callable[[], None] = lambda: None) -> Stability:
+def stable_rates(plan: Plan, grid: Sequence[float]) -> Stability:
     """The search for an arm of a study, with its first two seeds: many rates and few seeds find the edge soonest.
 
     It lies in stages of its own, `<stage>-<variant>-stability`. Raises as largest_stable_lr.
     """
     where = plan.outputs, plan.study, f"{plan.stage}-{plan.variant}"
-    return largest_stable_lr(plan.config, grid, *where, plan.seeds[:SEARCH_SEEDS], poll)
+    return largest_stable_lr(plan.config, grid, *where, plan.seeds[:SEARCH_SEEDS])
 
 
 def _point(factor: float, experiment: Experiment) -> Point:
