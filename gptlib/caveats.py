@@ -11,7 +11,7 @@ from IPython.display import Markdown, display
 from gptlib.config import ConfigError
 from gptlib.data.dataset import open_dataset
 from gptlib.matching import RESOURCES
-from gptlib.notebook import AnalysisParameters, Answer, compared
+from gptlib.notebook import AnalysisParameters, Answer, compared, shown_path
 from gptlib.report.tables import MISSING
 from gptlib.stats.compare import holm_by_name
 from gptlib.study.experiment import Experiment, compared_costs
@@ -116,7 +116,7 @@ def rerun(parameters: AnalysisParameters, baseline: Experiment, answers: Sequenc
     git, machine = summary["git_info"], summary["environment"]
     lines = [f"git checkout {git['commit'][:10]}"] if git["commit"] else []
     if git["dirty"]:
-        lines.append(f"git apply {baseline.plan.folder / 'git_diff.patch'}")
+        lines.append(f"git apply {shown_path(baseline.plan.folder)}/git_diff.patch")
     block = "\n".join(["```sh", *lines, "make install", command(parameters), "```"])
     hardware = ", ".join([machine["cpu"] or machine["platform"], f"{machine['cores']} cores", *machine["gpus"]])
     threads = baseline.plan.config.hardware.threads

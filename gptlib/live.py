@@ -18,11 +18,11 @@ MAX_REDRAW_SHARE = 0.03  # of the time; drawing competes with training for the s
 
 
 def picture(figure: Figure) -> Image:
-    """The figure as a PNG of 64 colours, a third of the size: a notebook keeps its pictures inside itself."""
+    """The figure as a PNG of 128 colours, half the size: a notebook keeps its pictures inside itself."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=PICTURE_DPI)
     with PIL.Image.open(full) as picture:
-        picture.convert("RGB").quantize(64).save(small, format="png", optimize=True)
+        picture.convert("RGB").quantize(128).save(small, format="png", optimize=True)
     return Image(data=small.getvalue(), format="png")
 
 

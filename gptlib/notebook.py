@@ -409,7 +409,10 @@ def sample_of(experiment: Experiment) -> str:
 
 
 def record_link(experiment: Experiment) -> Markdown:
-    folder = experiment.plan.folder
+    return Markdown(f"Record: `{shown_path(experiment.plan.folder)}`")
+
+
+def shown_path(folder: Path) -> str:
+    """A record's folder as seen from the checkout; of one elsewhere its end: no page names a machine's paths."""
     root = project_root()
-    place = folder.relative_to(root) if folder.is_relative_to(root) else f"a temporary folder, …/{folder.name}"
-    return Markdown(f"Record: `{place}`")
+    return str(folder.relative_to(root)) if folder.is_relative_to(root) else "/".join(["…", *folder.parts[-3:]])

@@ -9,6 +9,7 @@ it evaluates.
 import dataclasses
 import math
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,9 @@ from gptlib.streams import stream_seed
 Log = Callable[[dict[str, Any]], None]
 MAX_LOGGED_STEPS = 1000
 MAX_GRAPHS = 64
-DIVERGED_FACTOR = 3.0  # a loss above this multiple of ln(vocabulary), the loss of a uniform guess, has exploded
+# A loss above this multiple of ln(vocabulary), the loss of a uniform guess, or of the untrained model's where that is
+# higher (without norms it can be several times as high), has exploded.
+DIVERGED_FACTOR = 3.0
 
 
 def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log) -> tuple[GPT, dict[str, Any]]:
@@ -47,9 +50,9 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
     batches, pace = TrainingStream(dataset, config, seed, place.rank, place.world), Pace(config, seed)
     micro_tokens = config.model.seq_len * (config.hardware.micro_rows or config.train.batch_rows // place.world)
     steps, every, log_every = config.train.steps, config.eval.every, -(-config.train.steps // MAX_LOGGED_STEPS)
-    limit = DIVERGED_FACTOR * math.log(dataset.vocab_size)
     questions = open_questions(config.eval, dataset.tokenizer, config.model.seq_len) if config.eval.hellaswag else None
-    seconds, tokens, loss, row, best = 0.0, 0, float("nan"), dict[str, Any](), float("inf")
+    seconds, tokens, loss, row, best = 0.0, 0, math.nan, dict[str, Any](), math.inf
+    limit = sys.float_info.max  # until the first batch has shown the loss of the untrained model
 
     def outcome(status: str, step: int) -> dict[str, Any]:
         batches.close()
@@ -76,12 +79,12 @@ def train(config: RunConfig, dataset: Dataset, seed: int, place: Place, log: Log
         place.synchronize()
         start = time.perf_counter()
         rows, length = pace.shape(step)
-        model.layers_on = pace.layers(step, training=True)
-        batch = batches.take(rows, length)
+        model.layers_on, batch = pace.layers(step, training=True), batches.take(rows, length)
         seed_dropout(config, seed, step, place)
         loss, micro_tokens = accumulate_gradients(compute, batch, micro_tokens, place)
         if place.world > 1:
             loss = average_over_ranks(model, loss, int((batch.targets >= 0).sum()), place)
+        limit = limit if step else DIVERGED_FACTOR * max(math.log(dataset.vocab_size), loss)
         if not math.isfinite(loss) or loss > limit:
             log({"step": step, "train_time_ms": 1000 * seconds})
             return model, outcome("diverged", step)

@@ -20,6 +20,7 @@ from gptlib.schedules import window_share
 from gptlib.train import (
     accumulate_gradients,
     average_over_ranks,
+    build,
     clip_gradients,
     run_from_folder,
     seed_dropout,
@@ -722,6 +723,25 @@ def test_evaluation_drops_nothing(tiny, tiny_dataset, with_dropout):
 
 
 # --- schedules: a run that explodes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_an_untrained_model_with_a_large_loss_has_not_diverged(run, monkeypatch, every):
+    """Its first loss is far above three times that of a uniform guess; whether it learns, training shows."""
+
+    def loud(*given):
+        model, optimizers = build(*given)
+        assert model.head is not None
+        with torch.no_grad():
+            model.head.weight.mul_(1000)
+        return model, optimizers
+
+    monkeypatch.setattr("gptlib.train.build", loud)
+    changes = {"model.logit_softcap": 0.0, "model.init": "gpt2", "model.projection_init": "plain", "eval.every": every}
+    _, result, rows = run(changes)
+    assert losses(rows)[1] > 3 * math.log(320) and result["status"] == "finished"
+    _, result, rows = run(changes | HUGE | {"optim.muon.lr": 1e4})
+    assert result["status"] == "diverged" and result["diverged_at"] > 0
 
 
 def test_a_diverged_run_has_its_tokens_and_switches(run):

@@ -136,7 +136,8 @@ def trade_off(frame: pd.DataFrame, metric: str = LOSS, width: float = FULL) -> F
     for row in drawn.to_dict("records"):
         _point(axes, (row["ratio"], row["difference"]), (row["low"], row["high"]), looks, marked, row["variant"])
     axes.plot(1, 0, "o", ms=7, color=INK, mec="white", mew=0.7, zorder=5)
-    axes.set_xlim(_around(1, drawn["ratio"], 0.6))
+    low, high = _around(1, drawn["ratio"], 0.6)
+    axes.set_xlim(max(0.0, low), high)
     axes.set_ylim(_around(0, drawn[["difference", "low", "high"]], 0.35))
     for right, words in ((0, "fewer FLOPs"), (1, "more FLOPs")):
         for top, word in ((0, "better"), (1, "worse")):
