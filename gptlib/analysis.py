@@ -287,11 +287,13 @@ def foreign(parameters: AnalysisParameters) -> None:
     display(Markdown("\n\n".join(comparison_lines(arms, Analysis()))))
 
 
-def write_comparison(parameters: RunParameters, figure: Figure) -> None:
-    """Write the study's ablation_comparison.png and .svg, ablation_analysis.txt, and its journal as appendix.md."""
+def write_comparison(parameters: RunParameters, curves: Figure, verdicts: Figure) -> None:
+    """Write into the study's folder: ablation_comparison (the curves) and verdicts, each as .png and .svg;
+    ablation_analysis.txt; and its journal as appendix.md."""
     asked = Path(parameters.outputs), parameters.study, parameters.stage
     folder = asked[0] / asked[1]
-    save(figure, folder / Path(journal.COMPARISON).stem)
+    save(curves, folder / Path(journal.COMPARISON).stem)
+    save(verdicts, folder / "verdicts")
     records.write_text(folder / "ablation_analysis.txt", journal.analysis_text(*asked))
     records.write_text(folder / "appendix.md", journal.journal(*asked))
 

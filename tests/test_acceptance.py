@@ -250,7 +250,7 @@ def test_the_three_generators_are_seeded():
 def test_the_analysis_leaves_its_figure_and_its_text(shell):
     figure, axes = plt.subplots()
     axes.plot([0, 1], [2, 1])
-    analysis.write_comparison(SimpleNamespace(outputs=str(shell.outputs), study="adhoc", stage="full"), figure)
+    analysis.write_comparison(SimpleNamespace(outputs=str(shell.outputs), study="adhoc", stage="full"), figure, figure)
     plt.close(figure)
     assert Image.open(shell.outputs / "adhoc" / "ablation_comparison.png").width > 500
     mean = records.read_json(shell.record / "summary.json")["statistics"]["val_loss"]["mean"]
