@@ -30,7 +30,7 @@ def test_a_picture_has_few_colours_and_the_size_of_its_figure():
     figure = Figure(figsize=(5, 3))
     figure.add_subplot().imshow([[x * y for x in range(60)] for y in range(60)])
     with PIL.Image.open(io.BytesIO(live.picture(figure).data)) as image:
-        assert image.size == (400, 240) and len(image.getcolors(256)) <= 64
+        assert image.size == (400, 240) and len(image.getcolors(256)) <= 128
 
 
 def test_a_run_is_shown_from_its_start_to_its_end_and_a_finished_record_is_not_run_again(

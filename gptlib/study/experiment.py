@@ -132,7 +132,7 @@ def _append_result(plan: Plan, run: Path) -> None:
         for row in result.get("switches", ()):
             size = f"{100 * row['share']:.0f} % of its size"
             _log(plan, f"{who}: {row['what']} grew to {size} at step {row['step']} ({row['reason']})")
-        at = f" at step {result['diverged_at']}" if result["status"] == "diverged" else ""
+        at = f" at step {result['diverged_at']}" if "diverged_at" in result else ""
         _log(plan, f"{who}: {result['status']}{at}")
 
 
