@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from gptlib import notebook, records
+from gptlib.study import steps
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,19 @@ def do_notebook():
         return values
 
     return do
+
+
+@pytest.fixture
+def executions(do_notebook, monkeypatch):
+    """Names of the notebooks that a study executes: experiments in this process, the analysis by papermill."""
+    papermill, names = steps._papermill, []
+
+    def execute(notebook_file, copy, parameters, log, ended):
+        names.append(copy.stem.removeprefix("."))
+        if notebook_file.stem == "90_analysis":
+            return papermill(notebook_file, copy, parameters, log, ended)
+        do_notebook(notebook_file, copy, parameters)
+        return 0
+
+    monkeypatch.setattr(steps, "_papermill", execute)
+    return names

@@ -24,23 +24,14 @@ VARIANTS = ("baseline", "gelu", "no_qk_norm", "gelu_x_no_qk_norm")
 
 
 @pytest.fixture
-def study(outputs, overrides, executed, shown, do_notebook, tmp_path, monkeypatch):
+def study(outputs, overrides, executed, shown, executions, tmp_path):
     """Runs the study; experiments by the functions of their notebooks, in this process, the analysis by papermill."""
     small = {key: value for key, value in overrides.items() if key != "model.num_layers"}
     for name, layers in (("one", 1), ("two", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"base: smoke\nmodel: {{num_layers: {layers}}}\n")
-    path, papermill, executions = tmp_path / "ladder.yaml", steps._papermill, []
+    path = tmp_path / "ladder.yaml"
     bases = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
     path.write_text(yaml.safe_dump(STUDY | {"base": bases, "overrides": small}))
-
-    def execute(notebook_file, copy, parameters, log, ended):
-        executions.append(copy.stem.removeprefix("."))
-        if notebook_file.stem == "90_analysis":
-            return papermill(notebook_file, copy, parameters, log, ended)
-        do_notebook(notebook_file, copy, parameters)
-        return 0
-
-    monkeypatch.setattr(steps, "_papermill", execute)
 
     def run():
         executions.clear()

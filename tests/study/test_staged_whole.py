@@ -5,7 +5,7 @@ from scipy import stats
 
 from gptlib import records
 from gptlib.report.html import notebook_html
-from gptlib.study import runner, steps
+from gptlib.study import runner
 
 STUDY = {
     "name": "whole",
@@ -24,19 +24,10 @@ STUDY = {
 
 
 def test_a_staged_study_from_its_file_to_its_report(
-    outputs, overrides, executed, shown, do_notebook, tmp_path, monkeypatch
+    outputs, overrides, executed, shown, executions, tmp_path, monkeypatch
 ):
-    path, papermill, executions = tmp_path / "whole.yaml", steps._papermill, []
+    path = tmp_path / "whole.yaml"
     path.write_text(yaml.safe_dump(STUDY | {"overrides": overrides}))
-
-    def execute(notebook_file, copy, parameters, log, ended):
-        executions.append(copy.stem.removeprefix("."))
-        if notebook_file.stem == "90_analysis":
-            return papermill(notebook_file, copy, parameters, log, ended)
-        do_notebook(notebook_file, copy, parameters)
-        return 0
-
-    monkeypatch.setattr(steps, "_papermill", execute)
     monkeypatch.setattr(records, "git_info", lambda: {"commit": "0" * 40, "branch": "main", "dirty": False})
     outcome = runner.run_study(path, outputs)
     assert outcome.failures == []
